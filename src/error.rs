@@ -1,0 +1,276 @@
+//! Every error condition the extension can raise, one constructor each.
+//!
+//! Rules return [`Error`] as a plain value; `varlena::raise` is where it becomes a PostgreSQL
+//! error. The style is PostgreSQL's own: the message starts in lower case and has no full stop,
+//! DETAIL and HINT are full sentences.
+
+use std::fmt;
+
+/// SQLSTATEs in use. The five characters are the contract with callers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SqlState {
+    InvalidTextRepresentation,
+    InvalidBinaryRepresentation,
+    NumericValueOutOfRange,
+    InvalidParameterValue,
+    ProgramLimitExceeded,
+    NotReady,
+    UndefinedObject,
+    DuplicateObject,
+    InsufficientPrivilege,
+    ConnectionFailure,
+    DataCorrupted,
+    IoError,
+    ActiveTransaction,
+}
+
+impl SqlState {
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::InvalidTextRepresentation => "22P02",
+            Self::InvalidBinaryRepresentation => "22P03",
+            Self::NumericValueOutOfRange => "22003",
+            Self::InvalidParameterValue => "22023",
+            Self::ProgramLimitExceeded => "54000",
+            Self::NotReady => "55000",
+            Self::UndefinedObject => "42704",
+            Self::DuplicateObject => "42710",
+            Self::InsufficientPrivilege => "42501",
+            Self::ConnectionFailure => "08006",
+            Self::DataCorrupted => "XX001",
+            Self::IoError => "58030",
+            Self::ActiveTransaction => "25001",
+        }
+    }
+}
+
+/// An error as PostgreSQL shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Error {
+    pub state: SqlState,
+    pub message: String,
+    pub detail: Option<String>,
+    pub hint: Option<String>,
+}
+
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl fmt::Display for Error {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{}", self.message)?;
+        match &self.detail {
+            Some(detail) => write!(out, ": {detail}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl Error {
+    fn new(state: SqlState, message: impl Into<String>) -> Self {
+        Self {
+            state,
+            message: message.into(),
+            detail: None,
+            hint: None,
+        }
+    }
+
+    fn detail(mut self, detail: impl Into<String>) -> Self {
+        self.detail = Some(detail.into());
+        self
+    }
+
+    fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+/// Text that is not of the type's form: `type_name` as SQL knows it, `detail` names the offending part.
+pub fn malformed_text(type_name: &str, detail: impl Into<String>) -> Error {
+    Error::new(
+        SqlState::InvalidTextRepresentation,
+        format!("invalid input syntax for type {type_name}"),
+    )
+    .detail(detail)
+}
+
+/// Bytes that are not of the type's form, from `recv`, from a peer or from disk.
+pub fn malformed_binary(type_name: &str, detail: impl Into<String>) -> Error {
+    Error::new(
+        SqlState::InvalidBinaryRepresentation,
+        format!("invalid binary form of type {type_name}"),
+    )
+    .detail(detail)
+}
+
+/// A number that is well formed but outside what the type can hold.
+pub fn out_of_range(what: &str, detail: impl Into<String>) -> Error {
+    Error::new(
+        SqlState::NumericValueOutOfRange,
+        format!("{what} out of range"),
+    )
+    .detail(detail)
+}
+
+/// An argument that no value of its type makes sense of.
+pub fn bad_argument(message: impl Into<String>, detail: impl Into<String>) -> Error {
+    Error::new(SqlState::InvalidParameterValue, message).detail(detail)
+}
+
+/// A value larger than the format allows.
+pub fn too_large(what: &str, detail: impl Into<String>) -> Error {
+    Error::new(SqlState::ProgramLimitExceeded, format!("{what} too large")).detail(detail)
+}
+
+/// Something that only a preloaded library can do.
+pub fn not_preloaded(what: &str) -> Error {
+    Error::new(
+        SqlState::NotReady,
+        format!("{what} needs pg_test to be preloaded"),
+    )
+    .hint("Add pg_test to shared_preload_libraries and restart the server.")
+}
+
+/// Something that needs the node to have a name.
+pub fn node_unnamed() -> Error {
+    Error::new(
+        SqlState::NotReady,
+        "this database is not a node of a mesh yet",
+    )
+    .hint("Name it first: SELECT coord.node_init('a').")
+}
+
+/// `node_init` with another name than before.
+pub fn node_already_named(current: &str, requested: &str) -> Error {
+    Error::new(
+        SqlState::DuplicateObject,
+        format!("this node is already named \"{current}\""),
+    )
+    .detail(format!(
+        "The name is part of every counter it has written; it cannot become \"{requested}\"."
+    ))
+}
+
+/// A file in the data directory that could not be written.
+pub fn file_not_written(file: &str, failure: &std::io::Error) -> Error {
+    Error::new(
+        SqlState::IoError,
+        format!("could not write file \"{file}\": {failure}"),
+    )
+}
+
+/// Stored data that contradicts its own definition.
+pub fn data_corrupted(message: impl Into<String>) -> Error {
+    Error::new(SqlState::DataCorrupted, message)
+}
+
+/// A database whose text is not UTF-8.
+pub fn encoding_unsupported() -> Error {
+    Error::new(
+        SqlState::NotReady,
+        "a node needs a database with encoding UTF8",
+    )
+    .detail("Names and values are compared bytewise between databases.")
+    .hint("Create the database with ENCODING 'UTF8'.")
+}
+
+pub fn superuser_required(what: &str) -> Error {
+    Error::new(
+        SqlState::InsufficientPrivilege,
+        format!("must be superuser to {what}"),
+    )
+}
+
+pub fn member_unknown(node: &str) -> Error {
+    Error::new(
+        SqlState::UndefinedObject,
+        format!("member \"{node}\" does not exist"),
+    )
+    .hint("Members are added by coord.add_peer.")
+}
+
+pub fn peer_unknown(name: &str) -> Error {
+    Error::new(
+        SqlState::UndefinedObject,
+        format!("peer \"{name}\" does not exist"),
+    )
+}
+
+pub fn peer_exists(name: &str) -> Error {
+    Error::new(
+        SqlState::DuplicateObject,
+        format!("peer \"{name}\" already exists"),
+    )
+    .hint("To change how it is reached, remove it first: SELECT coord.remove_peer(…).")
+}
+
+pub fn peer_is_self(name: &str) -> Error {
+    bad_argument(
+        "a node cannot be its own peer",
+        format!("\"{name}\" is the name of this node."),
+    )
+}
+
+pub fn peer_option_unknown(name: &str, known: &[&str]) -> Error {
+    bad_argument(
+        format!("invalid option \"{name}\""),
+        format!("Options here are: {}.", known.join(", ")),
+    )
+}
+
+/// A gossip message of another version.
+pub fn protocol_unknown(found: u8, known: u8) -> Error {
+    malformed_binary(
+        "gossip message",
+        format!("It has protocol version {found}; this node speaks version {known}."),
+    )
+    .hint("Run the same version of pg_test on all nodes.")
+}
+
+/// A peer that answers under another name than it was added by.
+pub fn peer_misnamed(expected: &str, found: &str) -> Error {
+    Error::new(
+        SqlState::InvalidParameterValue,
+        format!("peer \"{expected}\" calls itself \"{found}\""),
+    )
+    .hint("Remove the peer and add it under its own name.")
+}
+
+/// A name that belongs to another node: its counters would be taken for the other's.
+pub fn node_name_taken(name: &str, known_uuid: &str, found_uuid: &str) -> Error {
+    Error::new(
+        SqlState::DuplicateObject,
+        format!("the name \"{name}\" belongs to another node"),
+    )
+    .detail(format!(
+        "The node known by that name has uuid {known_uuid}, this one has {found_uuid}."
+    ))
+    .hint("Give the new node a name that was never used in this mesh.")
+}
+
+/// Something that must be a transaction of its own.
+pub fn in_transaction_block(function: &str) -> Error {
+    Error::new(
+        SqlState::ActiveTransaction,
+        format!("{function} cannot run inside a transaction block"),
+    )
+}
+
+/// A peer that does not answer, or answers with an error.
+pub fn peer_unreachable(peer: &str, reason: &str) -> Error {
+    Error::new(
+        SqlState::ConnectionFailure,
+        format!("could not gossip with peer \"{peer}\""),
+    )
+    .detail(format!("{reason}."))
+}
+
+pub fn transport_not_started(failure: &std::io::Error) -> Error {
+    Error::new(
+        SqlState::IoError,
+        format!("could not start the gossip transport: {failure}"),
+    )
+}

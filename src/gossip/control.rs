@@ -1,0 +1,185 @@
+//! What sessions, workers and the launcher tell each other, in shared memory: atomics and latches
+//! only, because a commit callback writes here, past the point where anything may fail.
+
+use std::cell::Cell;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicUsize, Ordering};
+
+use pgrx::prelude::*;
+use pgrx::{PGRXSharedMemory, PgAtomic, pg_shmem_init, pg_sys};
+
+use crate::is_preloaded;
+
+/// Databases of one server that can be nodes.
+pub const MAX_DATABASES: usize = 64;
+
+#[derive(Default)]
+pub struct Database {
+    /// 0 marks a free slot.
+    oid: AtomicU32,
+    /// A worker is asked for: the database was named a node, or nobody has looked yet.
+    pub is_wanted: AtomicBool,
+    /// A commit changed something that peers wait for.
+    pub is_dirty: AtomicBool,
+    /// The worker's process, 0 when none runs.
+    pub worker: AtomicI32,
+    /// Address of the worker's latch, which lies in shared memory; 0 when none runs.
+    latch: AtomicUsize,
+}
+
+impl Database {
+    pub fn oid(&self) -> u32 {
+        self.oid.load(Ordering::Acquire)
+    }
+
+    pub fn free(&self) {
+        self.is_wanted.store(false, Ordering::Release);
+        self.is_dirty.store(false, Ordering::Release);
+        self.oid.store(0, Ordering::Release);
+    }
+}
+
+struct Shared {
+    databases: [Database; MAX_DATABASES],
+    launcher_latch: AtomicUsize,
+}
+
+// SAFETY: only atomics.
+unsafe impl PGRXSharedMemory for Shared {}
+
+// SAFETY: the name is this extension's own.
+static SHARED: PgAtomic<Shared> = unsafe { PgAtomic::new(c"pg_test control") };
+
+/// Called from `_PG_init` while the server preloads libraries.
+pub fn register() {
+    pg_shmem_init!(
+        SHARED = Shared {
+            databases: std::array::from_fn(|_| Database::default()),
+            launcher_latch: AtomicUsize::new(0),
+        }
+    );
+}
+
+/// All slots, for the launcher.
+pub fn databases() -> &'static [Database] {
+    &SHARED.get().databases
+}
+
+/// The slot of a database, taken if need be. None when all are in use or nothing is preloaded.
+pub fn database(oid: u32) -> Option<&'static Database> {
+    if !is_preloaded() {
+        return None;
+    }
+    let slots = databases();
+    if let Some(slot) = slots.iter().find(|slot| slot.oid() == oid) {
+        return Some(slot);
+    }
+    slots.iter().find(|slot| {
+        slot.oid
+            .compare_exchange(0, oid, Ordering::AcqRel, Ordering::Acquire)
+            .is_ok()
+    })
+}
+
+fn own_latch() -> usize {
+    // SAFETY: the address of this process's latch, which lies in shared memory.
+    unsafe { pg_sys::MyLatch as usize }
+}
+
+fn set_latch(address: usize) {
+    if address != 0 {
+        // SAFETY: the address of a process's latch in shared memory, which stays mapped; waking a
+        // process that has taken over the slot meanwhile does no harm.
+        unsafe { pg_sys::SetLatch(address as *mut pg_sys::Latch) };
+    }
+}
+
+pub fn launcher_is_here() {
+    SHARED
+        .get()
+        .launcher_latch
+        .store(own_latch(), Ordering::Release);
+}
+
+fn wake_launcher() {
+    set_latch(SHARED.get().launcher_latch.load(Ordering::Acquire));
+}
+
+/// The worker of a database announces itself.
+pub fn worker_is_here(database: &Database) {
+    // SAFETY: a plain getter.
+    database
+        .worker
+        .store(unsafe { pg_sys::MyProcPid }, Ordering::Release);
+    database.latch.store(own_latch(), Ordering::Release);
+}
+
+/// The worker of a database is about to exit.
+pub fn worker_is_gone(database: &Database) {
+    database.latch.store(0, Ordering::Release);
+    database.worker.store(0, Ordering::Release);
+}
+
+/// Asks for a worker in a database.
+pub fn want_worker(oid: u32) {
+    if let Some(database) = database(oid) {
+        database.is_wanted.store(true, Ordering::Release);
+        wake_launcher();
+    }
+}
+
+/// Tells the worker that something changed.
+fn wake_worker(database: &Database) {
+    database.is_dirty.store(true, Ordering::Release);
+    set_latch(database.latch.load(Ordering::Acquire));
+}
+
+thread_local! {
+    /// This transaction changed something that peers wait for.
+    static TELL_AT_COMMIT: Cell<bool> = const { Cell::new(false) };
+    /// This transaction made the database a node.
+    static LAUNCH_AT_COMMIT: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Wakes the worker once this transaction has committed.
+pub fn tell_at_commit() {
+    TELL_AT_COMMIT.set(is_preloaded());
+}
+
+/// Asks for a worker once this transaction has committed.
+pub fn launch_at_commit() {
+    LAUNCH_AT_COMMIT.set(is_preloaded());
+}
+
+/// Called from `_PG_init`.
+pub fn register_callback() {
+    // SAFETY: the callback stays loaded as long as the process.
+    unsafe { pg_sys::RegisterXactCallback(Some(at_transaction_end), std::ptr::null_mut()) };
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn at_transaction_end(
+    event: pg_sys::XactEvent::Type,
+    _argument: *mut std::ffi::c_void,
+) {
+    let has_ended = matches!(
+        event,
+        pg_sys::XactEvent::XACT_EVENT_COMMIT
+            | pg_sys::XactEvent::XACT_EVENT_ABORT
+            | pg_sys::XactEvent::XACT_EVENT_PREPARE
+    );
+    if !has_ended {
+        return;
+    }
+    let (tells, launches) = (TELL_AT_COMMIT.take(), LAUNCH_AT_COMMIT.take());
+    if event != pg_sys::XactEvent::XACT_EVENT_COMMIT || !(tells || launches) {
+        return;
+    }
+    // SAFETY: a plain getter.
+    let oid = unsafe { pg_sys::MyDatabaseId }.to_u32();
+    if launches {
+        want_worker(oid);
+    }
+    if let Some(database) = databases().iter().find(|database| database.oid() == oid) {
+        wake_worker(database);
+    }
+}

@@ -1,0 +1,18 @@
+//! Gossip: how nodes come to hold the same states.
+//!
+//! `snapshot` and `protocol` are rules without a server; `replica` runs them on the database,
+//! `transport` carries messages, `worker` and `launcher` do it in the background.
+
+mod background;
+pub(crate) mod control;
+pub(crate) mod launcher;
+mod peers;
+pub mod protocol;
+mod replica;
+pub mod snapshot;
+mod sql;
+pub(crate) mod statistics;
+mod tally;
+mod tls;
+mod transport;
+mod worker;

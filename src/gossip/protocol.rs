@@ -1,0 +1,617 @@
+//! The rules of an exchange, driven by messages and without a server, so that a simulator can run
+//! them under any network.
+//!
+//! Both directions speak the same [`Message`]: who I am, what I hold (a [`Claim`]), how far I have
+//! been given your changes (a [`Position`]), and a [`Batch`] of my changes for you. The reader keeps
+//! the position, in the transaction that stores the rows, so nothing is taken as known that the
+//! peer did not say itself and a crash on either side repeats rows at worst.
+//!
+//! Two clocks say what a node holds, per origin in transaction numbers of that origin:
+//! - the *frontier*: every change below it is held;
+//! - the *ceiling*: no change at or above it is held.
+//!
+//! A node is exact when the two are equal: its content is then a function of its frontier, which is
+//! what makes digests of two nodes comparable. Completeness travels as in Golding's timestamped
+//! anti-entropy (1992): who gives everything it holds gives its frontier with it.
+
+use serde::{Deserialize, Serialize};
+
+use super::snapshot::Snapshot;
+use crate::clock::vclock::{self, Vclock};
+use crate::crdt::constraint_state::ConstraintState;
+use crate::error::{self, Result, malformed_binary};
+use crate::node::identity;
+
+/// Raised when a message can no longer be read by the version before.
+pub const VERSION: u8 = 1;
+
+/// Messages of one round, so that one peer with much to say does not starve the others.
+pub const MAX_STEPS: u32 = 64;
+
+const MAX_STATE_NAME_BYTES: usize = 255;
+const MAX_SPACE_BYTES: usize = 128;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    pub name: String,
+    pub uuid: [u8; 16],
+    pub incarnation: u64,
+}
+
+impl Hello {
+    pub fn actor(&self) -> String {
+        identity::actor(&self.name, self.incarnation)
+    }
+}
+
+/// What a node says that it holds, durably.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claim {
+    pub frontier: Vec<u8>,
+    pub ceiling: Vec<u8>,
+    /// Over the content of every state.
+    pub digest: [u8; 32],
+}
+
+/// How far a reader has been given an origin's changes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Position {
+    /// The transaction-number space of the snapshots; in any other space the position is void.
+    pub space: String,
+    /// Everything this snapshot sees has been given.
+    pub given: Option<Snapshot>,
+    /// A larger snapshot that is being given in parts.
+    pub window: Option<Window>,
+}
+
+/// A snapshot being given in parts, and the last row given so far, in order of (xid, name).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Window {
+    pub until: Snapshot,
+    pub after_xid: u64,
+    pub after_name: String,
+}
+
+impl Position {
+    pub fn beginning(space: &str) -> Self {
+        Self {
+            space: space.to_owned(),
+            given: None,
+            window: None,
+        }
+    }
+
+    pub fn is_beginning(&self) -> bool {
+        self.given.is_none() && self.window.is_none()
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Row {
+    pub name: String,
+    pub value: Vec<u8>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Batch {
+    /// Where these rows go on from.
+    pub start: Position,
+    /// What the sender held at `start`, when the reader's own claim covered it: a reader that
+    /// covers it still has no gap, whatever position it stored.
+    pub covered_below: Option<Vec<u8>>,
+    pub rows: Vec<Row>,
+    /// Where the reader is once it has stored these rows.
+    pub next: Position,
+    pub ceiling: Vec<u8>,
+    /// Present when nothing the sender holds is missing after these rows.
+    pub frontier: Option<Vec<u8>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Message {
+    pub hello: Hello,
+    /// Absent while the speaker holds uncommitted changes and cannot speak for its content.
+    pub claim: Option<Claim>,
+    pub position: Option<Position>,
+    /// Give me everything, whatever I claim: what I hold turned out to be wrong.
+    pub resync: bool,
+    /// The speaker leaves the mesh.
+    pub leaving: bool,
+    pub batch: Option<Batch>,
+}
+
+impl Message {
+    pub fn encode(&self) -> Result<Vec<u8>> {
+        postcard::to_extend(self, vec![VERSION])
+            .map_err(|error| malformed_binary("gossip message", format!("{error}.")))
+    }
+
+    /// Reads and checks a message as strictly as user input.
+    pub fn decode(bytes: &[u8]) -> Result<Self> {
+        let (&version, body) = bytes
+            .split_first()
+            .ok_or_else(|| malformed("The message is empty."))?;
+        if version != VERSION {
+            return Err(error::protocol_unknown(version, VERSION));
+        }
+        let (message, rest): (Self, &[u8]) = postcard::take_from_bytes(body)
+            .map_err(|error| malformed(format!("The message cannot be read: {error}.")))?;
+        if !rest.is_empty() {
+            return Err(malformed("Bytes follow the message."));
+        }
+        message.check()?;
+        Ok(message)
+    }
+
+    fn check(&self) -> Result<()> {
+        identity::check_name(&self.hello.name)?;
+        if self.hello.incarnation == 0 || self.hello.incarnation > vclock::MAX_COUNTER {
+            return Err(malformed("The incarnation is out of range."));
+        }
+        if let Some(claim) = &self.claim {
+            Vclock::validate(&claim.frontier)?;
+            Vclock::validate(&claim.ceiling)?;
+        }
+        self.position.as_ref().map_or(Ok(()), check_position)?;
+        self.batch.as_ref().map_or(Ok(()), check_batch)
+    }
+}
+
+fn malformed(detail: impl Into<String>) -> error::Error {
+    malformed_binary("gossip message", detail)
+}
+
+fn check_position(position: &Position) -> Result<()> {
+    if position.space.len() > MAX_SPACE_BYTES {
+        return Err(malformed("The space of a position is too long."));
+    }
+    if let Some(given) = &position.given {
+        given.check()?;
+    }
+    if let Some(window) = &position.window {
+        window.until.check()?;
+        if window.after_name.len() > MAX_STATE_NAME_BYTES {
+            return Err(malformed("The name in a position is too long."));
+        }
+    }
+    Ok(())
+}
+
+fn check_batch(batch: &Batch) -> Result<()> {
+    check_position(&batch.start)?;
+    check_position(&batch.next)?;
+    Vclock::validate(&batch.ceiling)?;
+    for clock in [&batch.covered_below, &batch.frontier]
+        .into_iter()
+        .flatten()
+    {
+        Vclock::validate(clock)?;
+    }
+    for row in &batch.rows {
+        if row.name.is_empty() || row.name.len() > MAX_STATE_NAME_BYTES || row.name.contains('\0') {
+            return Err(malformed(
+                "The name of a state is empty, too long or has a NUL.",
+            ));
+        }
+        ConstraintState::validate(&row.value)?;
+    }
+    Ok(())
+}
+
+fn covers(left: &[u8], right: &[u8]) -> Result<bool> {
+    Ok(vclock::covers(Vclock::parse(left)?, Vclock::parse(right)?))
+}
+
+/// What a node holds, as read under one snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holding {
+    pub space: String,
+    pub frontier: Vec<u8>,
+    pub ceiling: Vec<u8>,
+}
+
+/// A node's place at a moment when a peer was known to hold all that it held.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Covered {
+    pub position: Position,
+    pub ceiling: Vec<u8>,
+}
+
+/// From where, and how, a batch is to be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Start {
+    pub position: Position,
+    pub covered_below: Option<Vec<u8>>,
+}
+
+impl Start {
+    /// From the beginning nothing is left out, not even what came from the reader itself.
+    pub fn is_full(&self) -> bool {
+        self.position.given.is_none()
+    }
+}
+
+/// What one peer has said about itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Heard {
+    pub claim: Option<Claim>,
+    pub position: Option<Position>,
+    pub resync: bool,
+    /// The life the peer is in: it holds its own changes by definition.
+    pub actor: String,
+    /// Where this node was when the peer last covered it: spares the peer what others gave it.
+    pub covered: Option<Covered>,
+}
+
+impl Heard {
+    pub fn has_spoken(&self) -> bool {
+        !self.actor.is_empty()
+    }
+
+    /// Takes in what a message says. The memory of having been covered stays.
+    pub fn listen(&mut self, message: &Message) {
+        self.actor = message.hello.actor();
+        if message.claim.is_some() {
+            self.claim.clone_from(&message.claim);
+        }
+        self.position.clone_from(&message.position);
+        self.resync = message.resync;
+    }
+
+    /// Decides whether the peer is to be given changes, and from where.
+    pub fn plan(&self, holding: &Holding) -> Result<Option<Start>> {
+        let from = |position: Position| {
+            Ok(Some(Start {
+                position,
+                covered_below: None,
+            }))
+        };
+        if self.resync {
+            return from(Position::beginning(&holding.space));
+        }
+        let position = self
+            .position
+            .as_ref()
+            .filter(|position| position.space == holding.space);
+        // Whatever the peer claims, a giving from the beginning is carried through.
+        if let Some(position) = position
+            && position.given.is_none()
+        {
+            return from(position.clone());
+        }
+        if self.holds(holding)? {
+            return Ok(None);
+        }
+        if let Some(covered) = &self.covered
+            && covered.position.space == holding.space
+            && position.is_none_or(|position| position.window.is_none())
+        {
+            return Ok(Some(Start {
+                position: covered.position.clone(),
+                covered_below: Some(covered.ceiling.clone()),
+            }));
+        }
+        from(
+            position
+                .cloned()
+                .unwrap_or_else(|| Position::beginning(&holding.space)),
+        )
+    }
+
+    /// Whether the peer has said that it holds everything this node holds.
+    pub fn holds(&self, holding: &Holding) -> Result<bool> {
+        self.reaches(&holding.ceiling)
+    }
+
+    /// Whether the peer's frontier covers a clock, its own changes aside.
+    fn reaches(&self, clock: &[u8]) -> Result<bool> {
+        let Some(claim) = &self.claim else {
+            return Ok(false);
+        };
+        let frontier = Vclock::parse(&claim.frontier)?;
+        let own = self.actor.as_bytes();
+        Ok(Vclock::parse(clock)?
+            .entries()
+            .all(|entry| entry.actor == own || frontier.get(entry.actor) >= entry.counter))
+    }
+
+    /// Whether a batch would tell the peer anything. While a transaction is open here, the ceiling
+    /// stays above the frontier, and a batch without rows would be written down for nothing.
+    pub fn is_news(&self, batch: &Batch) -> Result<bool> {
+        let tells_more = match &batch.frontier {
+            Some(frontier) => !self.reaches(frontier)?,
+            None => true,
+        };
+        Ok(tells_more || !batch.rows.is_empty() || batch.start.is_beginning())
+    }
+}
+
+/// Whether storing a batch moves the reader's position: only without a gap before it.
+pub fn continues(batch: &Batch, stored: Option<&Position>, frontier: &[u8]) -> Result<bool> {
+    if batch.start.is_beginning() || stored == Some(&batch.start) {
+        return Ok(true);
+    }
+    batch
+        .covered_below
+        .as_ref()
+        .map_or(Ok(false), |ceiling| covers(frontier, ceiling))
+}
+
+/// How the contents of two nodes compare, by what each says it holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Comparison {
+    /// Each holds all of the other and the digests agree.
+    Converged,
+    /// Something is still on its way.
+    Unfinished,
+    /// Both are exact at the same frontier, yet the digests differ: one content is wrong.
+    Corrupt,
+}
+
+pub fn compare(mine: &Claim, theirs: &Claim) -> Result<Comparison> {
+    let covered =
+        covers(&theirs.frontier, &mine.ceiling)? && covers(&mine.frontier, &theirs.ceiling)?;
+    Ok(if !covered {
+        Comparison::Unfinished
+    } else if mine.digest == theirs.digest {
+        Comparison::Converged
+    } else {
+        // Covered both ways, each frontier lies at or above both ceilings, so both are exact.
+        Comparison::Corrupt
+    })
+}
+
+/// What storing a message's batch came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Absorbed {
+    pub received: u64,
+    pub changed: u64,
+    /// The node's claim moved, so the peer should hear of it.
+    pub learned: bool,
+}
+
+/// What a node tells a peer: its claim and, where the plan wants one, a batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Feed {
+    pub holding: Holding,
+    /// The position of the snapshot everything here was read under.
+    pub position: Position,
+    pub claim: Claim,
+    /// Whether the claim may be told: it may not while it counts in changes that can roll back.
+    pub is_durable: bool,
+    pub batch: Option<Batch>,
+}
+
+/// What the rules need of a node. The database implements it, and so does the simulator.
+pub trait Replica {
+    fn hello(&mut self) -> Result<Hello>;
+
+    /// Admits the speaker of a message, or refuses a name that belongs to another uuid.
+    fn admit(&mut self, hello: &Hello) -> Result<()>;
+
+    /// How far this node has been given the peer's changes, and whether it wants them all anew.
+    fn position(&mut self, peer: &str) -> Result<(Option<Position>, bool)>;
+
+    /// Merges the rows and, where the batch continues what is stored, moves position and frontier
+    /// in the same transaction.
+    fn absorb(&mut self, peer: &str, batch: &Batch) -> Result<Absorbed>;
+
+    /// Remembers what the peer says it holds.
+    fn acknowledge(&mut self, peer: &str, claim: &Claim) -> Result<()>;
+
+    /// Reads, under one snapshot, what this node holds and, for a reader that has been heard, the
+    /// batch it lacks.
+    fn feed(&mut self, peer: &str, reader: Option<&Heard>) -> Result<Feed>;
+
+    /// Both contents are exact at one frontier and differ: counts it and asks for everything.
+    fn mistrust(&mut self, peer: &str) -> Result<()>;
+
+    /// The peer has left the mesh.
+    fn part(&mut self, peer: &str) -> Result<()>;
+}
+
+/// Takes in a message, whoever spoke first.
+fn receive(replica: &mut dyn Replica, message: &Message) -> Result<Absorbed> {
+    let peer = &message.hello.name;
+    let absorbed = match &message.batch {
+        Some(batch) => replica.absorb(peer, batch)?,
+        None => Absorbed::default(),
+    };
+    if let Some(claim) = &message.claim {
+        replica.acknowledge(peer, claim)?;
+    }
+    Ok(absorbed)
+}
+
+fn speak(replica: &mut dyn Replica, peer: &str, feed: &Feed) -> Result<Message> {
+    let (position, resync) = replica.position(peer)?;
+    Ok(Message {
+        hello: replica.hello()?,
+        claim: feed.is_durable.then(|| feed.claim.clone()),
+        position,
+        resync,
+        leaving: false,
+        batch: feed.batch.clone(),
+    })
+}
+
+/// Compares a claim with the peer's and acts on a contradiction.
+fn judge(
+    replica: &mut dyn Replica,
+    peer: &str,
+    mine: &Claim,
+    theirs: Option<&Claim>,
+) -> Result<bool> {
+    let Some(theirs) = theirs else {
+        return Ok(false);
+    };
+    match compare(mine, theirs)? {
+        Comparison::Converged => Ok(true),
+        Comparison::Unfinished => Ok(false),
+        Comparison::Corrupt => {
+            replica.mistrust(peer)?;
+            Ok(false)
+        }
+    }
+}
+
+/// What a responder did, beside its answer.
+#[derive(Debug)]
+pub struct Response {
+    pub message: Message,
+    pub absorbed: Absorbed,
+}
+
+/// Answers a message: stores what it brings, then says what this node holds and gives what the
+/// speaker lacks.
+pub fn respond(
+    replica: &mut dyn Replica,
+    request: &Message,
+    heard: &mut Heard,
+) -> Result<Response> {
+    let peer = &request.hello.name;
+    replica.admit(&request.hello)?;
+    let absorbed = receive(replica, request)?;
+    heard.listen(request);
+    if request.leaving {
+        replica.part(peer)?;
+    }
+    let feed = replica.feed(peer, Some(heard))?;
+    note_covered(heard, &feed)?;
+    judge(replica, peer, &feed.claim, request.claim.as_ref())?;
+    Ok(Response {
+        message: speak(replica, peer, &feed)?,
+        absorbed,
+    })
+}
+
+fn note_covered(heard: &mut Heard, feed: &Feed) -> Result<()> {
+    if heard.holds(&feed.holding)? {
+        heard.covered = Some(Covered {
+            position: feed.position.clone(),
+            ceiling: feed.holding.ceiling.clone(),
+        });
+    }
+    Ok(())
+}
+
+/// Whether the steps of a round commit one by one, or are parts of one transaction that may still
+/// roll back and of which nothing may be told yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Commitment {
+    EachStep,
+    AtTheEnd,
+}
+
+/// What comes after a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    Again,
+    Done,
+}
+
+/// One exchange with one peer, as its initiator sees it: `compose`, send, `receive`, until done.
+#[derive(Debug)]
+pub struct Round {
+    peer: String,
+    commitment: Commitment,
+    steps: u32,
+    /// What was told first; with `AtTheEnd` nothing else may be claimed later.
+    told: Option<Claim>,
+    gave_all: bool,
+    offered: Option<Position>,
+    pub sent: u64,
+    pub received: u64,
+    pub changed: u64,
+    pub converged: bool,
+}
+
+impl Round {
+    pub fn new(peer: &str, commitment: Commitment) -> Self {
+        Self {
+            peer: peer.to_owned(),
+            commitment,
+            steps: 0,
+            told: None,
+            gave_all: true,
+            offered: None,
+            sent: 0,
+            received: 0,
+            changed: 0,
+            converged: false,
+        }
+    }
+
+    pub fn peer(&self) -> &str {
+        &self.peer
+    }
+
+    /// The next message to the peer.
+    pub fn compose(&mut self, replica: &mut dyn Replica, heard: &mut Heard) -> Result<Message> {
+        // A peer that has not spoken yet is given nothing: where it stands is for it to say.
+        let feed = replica.feed(&self.peer, heard.has_spoken().then_some(&*heard))?;
+        note_covered(heard, &feed)?;
+        let mut message = speak(replica, &self.peer, &feed)?;
+        if self.commitment == Commitment::EachStep || self.steps == 0 {
+            self.told.clone_from(&message.claim);
+        } else {
+            message.claim.clone_from(&self.told);
+        }
+        self.steps += 1;
+        self.gave_all = message
+            .batch
+            .as_ref()
+            .is_none_or(|batch| batch.frontier.is_some());
+        self.offered = message.batch.as_ref().map(|batch| batch.next.clone());
+        self.sent += message
+            .batch
+            .as_ref()
+            .map_or(0, |batch| batch.rows.len() as u64);
+        Ok(message)
+    }
+
+    /// Takes in the peer's answer.
+    pub fn receive(
+        &mut self,
+        replica: &mut dyn Replica,
+        heard: &mut Heard,
+        reply: &Message,
+    ) -> Result<Next> {
+        if reply.hello.name != self.peer {
+            return Err(error::peer_misnamed(&self.peer, &reply.hello.name));
+        }
+        replica.admit(&reply.hello)?;
+        let absorbed = receive(replica, reply)?;
+        let first_word = !heard.has_spoken();
+        heard.listen(reply);
+        self.received += absorbed.received;
+        self.changed += absorbed.changed;
+        let feed = replica.feed(&self.peer, None)?;
+        self.converged = judge(replica, &self.peer, &feed.claim, reply.claim.as_ref())?;
+        Ok(self.next(
+            reply,
+            absorbed,
+            heard.plan(&feed.holding)?.is_some(),
+            first_word,
+        ))
+    }
+
+    fn next(&self, reply: &Message, absorbed: Absorbed, lacks: bool, first_word: bool) -> Next {
+        if self.steps >= MAX_STEPS {
+            return Next::Done;
+        }
+        let more_to_take = reply
+            .batch
+            .as_ref()
+            .is_some_and(|batch| batch.frontier.is_none());
+        let misplaced = self.offered.is_some() && reply.position != self.offered && self.steps == 1;
+        let more_to_give =
+            lacks && (!self.gave_all || first_word || self.offered.is_none() || misplaced);
+        let news = absorbed.learned && self.commitment == Commitment::EachStep;
+        if more_to_take || more_to_give || news {
+            Next::Again
+        } else {
+            Next::Done
+        }
+    }
+}

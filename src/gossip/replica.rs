@@ -1,0 +1,555 @@
+//! The node in this database, as the rules of an exchange see it.
+
+use std::cell::RefCell;
+use std::ffi::CStr;
+
+use pgrx::pg_sys;
+
+use super::protocol::{
+    self, Absorbed, Batch, Claim, Feed, Heard, Hello, Holding, Position, Replica, Row, Start,
+    Window,
+};
+use super::snapshot::Snapshot;
+use super::statistics;
+use super::tally::Tally;
+use crate::clock::vclock::{self, Vclock};
+use crate::clock::{hlc, server};
+use crate::crdt::constraint_state::ConstraintState;
+use crate::error::{self, Error, Result};
+use crate::node::identity;
+use crate::node::sql::{self as node, LocalNode};
+use crate::spi::{Rows, Session, Value};
+use crate::{guc, is_preloaded};
+
+thread_local! {
+    static TALLY: RefCell<Tally> = RefCell::default();
+}
+
+/// When what this transaction has written counts as held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standpoint {
+    /// The message leaves before this transaction ends, so nothing it wrote may be told.
+    BeforeCommit,
+    /// The message reaches the peer only if this transaction has committed.
+    AfterCommit,
+}
+
+/// This node, within one transaction.
+pub struct Database<'s> {
+    spi: &'s Session,
+    standpoint: Standpoint,
+    local: LocalNode,
+    actor: String,
+    space: String,
+}
+
+impl<'s> Database<'s> {
+    pub fn open(spi: &'s Session, standpoint: Standpoint) -> Result<Self> {
+        let local = spi.with_snapshot(node::local_node)?;
+        let incarnation = local.incarnation.cast_unsigned();
+        Ok(Self {
+            spi,
+            standpoint,
+            actor: identity::actor(&local.name, incarnation),
+            space: node::space(local.incarnation).label(),
+            local,
+        })
+    }
+
+    /// The snapshot now active, as it is told: with this transaction's own number in its place.
+    fn told_snapshot(&self) -> Result<Snapshot> {
+        let rows = self.spi.read(c"SELECT pg_current_snapshot()::text", &[]);
+        let snapshot = Snapshot::parse(&required::<String>(&rows, 0, 0)?)?;
+        Ok(match (own_xid(), self.standpoint) {
+            (None, _) => snapshot,
+            (Some(own), Standpoint::BeforeCommit) => snapshot.with_in_progress(own),
+            (Some(own), Standpoint::AfterCommit) => snapshot.with_committed(own),
+        })
+    }
+
+    /// What this node holds as of the active snapshot.
+    fn holding(&self, snapshot: &Snapshot) -> Result<Holding> {
+        let rows = self.spi.read(
+            c"SELECT (SELECT s.xid::text::bigint FROM coord.state s
+                       WHERE s.xid IS NOT NULL ORDER BY s.xid DESC LIMIT 1),
+                     (SELECT coord.vclock_merge_agg(c.frontier)::bytea FROM coord.peer_cursor c),
+                     (SELECT coord.vclock_merge_agg(c.ceiling)::bytea FROM coord.peer_cursor c)",
+            &[],
+        );
+        let own_ceiling = rows
+            .get::<i64>(0, 0)
+            .map_or(0, |last| last.cast_unsigned() + 1);
+        let own_frontier = own_ceiling.min(snapshot.xmin);
+        Ok(Holding {
+            space: self.space.clone(),
+            frontier: self.with_own(rows.get(0, 1), own_frontier)?,
+            ceiling: self.with_own(rows.get(0, 2), own_ceiling)?,
+        })
+    }
+
+    fn with_own(&self, learned: Option<Vec<u8>>, own: u64) -> Result<Vec<u8>> {
+        let learned = learned.unwrap_or_else(vclock::empty);
+        let own = vclock::from_entries([(self.actor.as_str(), own)])?;
+        vclock::merge(Vclock::parse(&learned)?, Vclock::parse(&own)?)
+    }
+
+    fn batch(
+        &self,
+        peer: &str,
+        start: Start,
+        snapshot: &Snapshot,
+        holding: &Holding,
+    ) -> Result<Batch> {
+        let window = start.position.window.as_ref();
+        let until = window.map_or(snapshot, |window| &window.until).clone();
+        let is_current = window.is_none();
+        let (rows, last) = self.changes(peer, &start, &until)?;
+        let is_exhausted = last.is_none();
+        let next = Position {
+            space: self.space.clone(),
+            given: match last {
+                None => Some(until.clone()),
+                Some(_) => start.position.given.clone(),
+            },
+            window: last.map(|(after_xid, after_name)| Window {
+                until,
+                after_xid,
+                after_name,
+            }),
+        };
+        Ok(Batch {
+            start: start.position,
+            covered_below: start.covered_below,
+            rows,
+            next,
+            ceiling: holding.ceiling.clone(),
+            frontier: (is_exhausted && is_current).then(|| holding.frontier.clone()),
+        })
+    }
+
+    /// Rows changed since `start` as far as `until` sees them, and where they were cut off when
+    /// there are more.
+    fn changes(
+        &self,
+        peer: &str,
+        start: &Start,
+        until: &Snapshot,
+    ) -> Result<(Vec<Row>, Option<(u64, String)>)> {
+        let given = start.position.given.as_ref();
+        let in_progress: Vec<i64> = given.map_or_else(Vec::new, |given| {
+            given
+                .in_progress
+                .iter()
+                .map(|xid| xid.cast_signed())
+                .collect()
+        });
+        let window = start.position.window.as_ref();
+        let limit = i64::from(guc::GOSSIP_BATCH.get());
+        let found = self.spi.read(
+            CHANGES,
+            &[
+                Value::Ints(&in_progress),
+                Value::Int(given.map_or(0, |given| given.xmax.cast_signed())),
+                Value::Int(window.map_or(0, |window| window.after_xid.cast_signed())),
+                Value::Text(Some(window.map_or("", |window| &window.after_name))),
+                Value::Text(Some(&until.to_string())),
+                Value::Int(limit),
+            ],
+        );
+        let (size_limit, mut size) = (
+            guc::GOSSIP_BATCH_SIZE.get().unsigned_abs() as usize * 1024,
+            0,
+        );
+        let mut rows = Vec::new();
+        let mut last = None;
+        for index in 0..found.len() {
+            let value: Vec<u8> = required(&found, index, 2)?;
+            size += value.len();
+            if size > size_limit && last.is_some() {
+                return Ok((rows, last));
+            }
+            let name: String = required(&found, index, 1)?;
+            last = Some((
+                required::<i64>(&found, index, 0)?.cast_unsigned(),
+                name.clone(),
+            ));
+            let learned_from: Option<String> = found.get(index, 3);
+            if start.is_full() || learned_from.as_deref() != Some(peer) {
+                rows.push(Row { name, value });
+            }
+        }
+        let is_cut_off = found.len() as i64 == limit;
+        Ok((rows, last.filter(|_| is_cut_off)))
+    }
+
+    /// Splits off rows whose stamp is too far ahead of this server, and observes the others.
+    fn admissible<'b>(&self, peer: &str, rows: &'b [Row]) -> Result<Vec<&'b Row>> {
+        let mut admissible = Vec::with_capacity(rows.len());
+        let mut latest = None;
+        for row in rows {
+            let stamp = ConstraintState::parse(&row.value)?
+                .position()
+                .map(|position| position.at);
+            match stamp.map_or(Ok(()), server::check_drift) {
+                Ok(()) => {
+                    latest = latest.max(stamp);
+                    admissible.push(row);
+                }
+                Err(refusal) => statistics::refused(peer, &row.name, &refusal),
+            }
+        }
+        if let Some(stamp) = latest.filter(|stamp| hlc::milliseconds(*stamp) > 0)
+            && is_preloaded()
+        {
+            server::observe(stamp)?;
+        }
+        Ok(admissible)
+    }
+
+    fn learn(&self, peer: &str, rows: &[&Row]) -> Result<(u64, bool)> {
+        let names: Vec<&str> = rows.iter().map(|row| row.name.as_str()).collect();
+        let values: Vec<&[u8]> = rows.iter().map(|row| row.value.as_slice()).collect();
+        let outcome = self.spi.write(
+            c"SELECT changed, waiting FROM coord.state_learn($1, $2, $3)",
+            &[
+                Value::Text(Some(peer)),
+                Value::Texts(&names),
+                Value::ByteStrings(&values),
+            ],
+        );
+        let changed: i64 = required(&outcome, 0, 0)?;
+        let waiting: i64 = required(&outcome, 0, 1)?;
+        Ok((changed.cast_unsigned(), waiting > 0))
+    }
+
+    fn whole_frontier(&self) -> Result<Vec<u8>> {
+        self.spi.with_snapshot(|_| {
+            let snapshot = self.told_snapshot()?;
+            Ok(self.holding(&snapshot)?.frontier)
+        })
+    }
+
+    fn advance(&self, peer: &str, batch: &Batch) -> Result<bool> {
+        let (stored, resync) = self.position(peer)?;
+        if resync && !batch.start.is_beginning() {
+            return Ok(false);
+        }
+        protocol::continues(batch, stored.as_ref(), &self.whole_frontier()?)
+    }
+
+    fn position(&self, peer: &str) -> Result<(Option<Position>, bool)> {
+        let rows = self.spi.write(
+            c"SELECT space, given::text, until::text, after_xid, after_name, resync
+                FROM coord.peer_cursor WHERE node = $1",
+            &[Value::Text(Some(peer))],
+        );
+        if rows.is_empty() {
+            return Ok((None, false));
+        }
+        let resync = rows.get(0, 5).unwrap_or(false);
+        let Some(space) = rows.get::<String>(0, 0) else {
+            return Ok((None, resync));
+        };
+        let snapshot = |column| {
+            rows.get::<String>(0, column)
+                .map(|text| Snapshot::parse(&text))
+                .transpose()
+        };
+        let window = match (snapshot(2)?, rows.get::<i64>(0, 3), rows.get(0, 4)) {
+            (Some(until), Some(after_xid), Some(after_name)) => Some(Window {
+                until,
+                after_xid: after_xid.cast_unsigned(),
+                after_name,
+            }),
+            _ => None,
+        };
+        let position = Position {
+            space,
+            given: snapshot(1)?,
+            window,
+        };
+        Ok((Some(position), resync))
+    }
+
+    /// Stores what a batch says about the peer's changes. `moved` carries the new position.
+    fn store_cursor(&self, peer: &str, batch: &Batch, moved: bool) -> Result<bool> {
+        let next = moved.then_some(&batch.next);
+        let given = next
+            .and_then(|next| next.given.as_ref())
+            .map(Snapshot::to_string);
+        let window = next.and_then(|next| next.window.as_ref());
+        let until = window.map(|window| window.until.to_string());
+        let frontier = batch.frontier.as_deref().filter(|_| moved);
+        let stored = self.spi.write(
+            STORE_CURSOR,
+            &[
+                Value::Text(Some(peer)),
+                Value::Bool(moved),
+                Value::Text(next.map(|next| next.space.as_str())),
+                Value::Text(given.as_deref()),
+                Value::Text(until.as_deref()),
+                Value::Int(window.map_or(0, |window| window.after_xid.cast_signed())),
+                Value::Text(window.map(|window| window.after_name.as_str())),
+                Value::Bytes(frontier),
+                Value::Bytes(Some(&batch.ceiling)),
+            ],
+        );
+        Ok(!stored.is_empty())
+    }
+
+    /// Once nothing waits for a local transaction, what was given is held.
+    fn complete(&self) -> bool {
+        let raised = self.spi.write(
+            c"UPDATE coord.peer_cursor
+                 SET frontier = frontier OPERATOR(coord.||) pending
+               WHERE NOT frontier OPERATOR(coord.@>) pending",
+            &[],
+        );
+        !raised.is_empty()
+    }
+
+    /// Merges learned rows whose local transaction has ended meanwhile.
+    pub fn retry_waiting(&self) -> Result<bool> {
+        let rows = self
+            .spi
+            .write(c"SELECT EXISTS (SELECT FROM coord.state_waiting)", &[]);
+        if !required::<bool>(&rows, 0, 0)? {
+            return Ok(false);
+        }
+        let (changed, is_waiting) = self.learn("", &[])?;
+        let completed = !is_waiting && self.complete();
+        Ok(changed > 0 || completed)
+    }
+}
+
+/// Rows of `$1` (in progress at the start) and from `$2` on, after the row (`$3`, `$4`), as far as
+/// snapshot `$5` sees them. Two index ranges, each limited by itself, so that a full giving of many
+/// rows costs each batch only its own rows.
+const CHANGES: &CStr = c"
+    SELECT c.local_xid::text::bigint, c.name, c.value::bytea, c.learned_from
+      FROM ((SELECT s.local_xid, s.name, s.value, s.learned_from
+               FROM coord.state s
+              WHERE s.local_xid = ANY (ARRAY(SELECT x::text::xid8 FROM unnest($1) x))
+                AND (s.local_xid, s.name) > ($3::text::xid8, $4 COLLATE \"C\")
+                AND pg_visible_in_snapshot(s.local_xid, $5::pg_snapshot)
+              ORDER BY s.local_xid, s.name LIMIT $6)
+            UNION ALL
+            (SELECT s.local_xid, s.name, s.value, s.learned_from
+               FROM coord.state s
+              WHERE s.local_xid >= $2::text::xid8
+                AND (s.local_xid, s.name) > ($3::text::xid8, $4 COLLATE \"C\")
+                AND pg_visible_in_snapshot(s.local_xid, $5::pg_snapshot)
+              ORDER BY s.local_xid, s.name LIMIT $6)) c
+     ORDER BY c.local_xid, c.name LIMIT $6";
+
+const STORE_CURSOR: &CStr = c"
+    INSERT INTO coord.peer_cursor AS c
+           (node, space, given, until, after_xid, after_name, pending, ceiling)
+    VALUES ($1, $3, $4::pg_snapshot, $5::pg_snapshot, CASE WHEN $7 IS NOT NULL THEN $6 END, $7,
+            coalesce($8::coord.vclock, '{}'), $9::coord.vclock)
+    ON CONFLICT (node) DO UPDATE
+       SET space = CASE WHEN $2 THEN excluded.space ELSE c.space END,
+           given = CASE WHEN $2 THEN excluded.given ELSE c.given END,
+           until = CASE WHEN $2 THEN excluded.until ELSE c.until END,
+           after_xid = CASE WHEN $2 THEN excluded.after_xid ELSE c.after_xid END,
+           after_name = CASE WHEN $2 THEN excluded.after_name ELSE c.after_name END,
+           resync = c.resync AND NOT $2,
+           pending = c.pending OPERATOR(coord.||) excluded.pending,
+           ceiling = c.ceiling OPERATOR(coord.||) excluded.ceiling
+     WHERE $2 OR NOT c.ceiling OPERATOR(coord.@>) excluded.ceiling";
+
+/// The number of this transaction, when it has written.
+fn own_xid() -> Option<u64> {
+    // SAFETY: a plain getter; the invalid number stands for none.
+    let own = unsafe { pg_sys::GetTopFullTransactionIdIfAny() }.value;
+    (own != 0).then_some(own)
+}
+
+fn required<T: pgrx::FromDatum + pgrx::IntoDatum>(
+    rows: &Rows,
+    row: usize,
+    column: i32,
+) -> Result<T> {
+    rows.get(row, column)
+        .ok_or_else(|| error::data_corrupted(format!("column {column} of a gossip query is null")))
+}
+
+impl Replica for Database<'_> {
+    fn hello(&mut self) -> Result<Hello> {
+        let uuid = uuid::Uuid::parse_str(&self.local.uuid)
+            .map_err(|_| error::data_corrupted("coord.local_node has a malformed uuid"))?;
+        Ok(Hello {
+            name: self.local.name.clone(),
+            uuid: *uuid.as_bytes(),
+            incarnation: self.local.incarnation.cast_unsigned(),
+        })
+    }
+
+    fn admit(&mut self, hello: &Hello) -> Result<()> {
+        let found = uuid::Uuid::from_bytes(hello.uuid).to_string();
+        if hello.name == self.local.name {
+            return Err(error::node_name_taken(
+                &hello.name,
+                &self.local.uuid,
+                &found,
+            ));
+        }
+        let name = Value::Text(Some(&hello.name));
+        let known = self.spi.write(
+            c"SELECT uuid::text, incarnation, status FROM coord.roster WHERE name = $1",
+            &[name],
+        );
+        let incarnation = hello.incarnation.cast_signed();
+        if known.is_empty() {
+            self.spi.write(
+                c"INSERT INTO coord.roster (name, uuid, incarnation) VALUES ($1, $2::uuid, $3)
+                  ON CONFLICT (name) DO NOTHING",
+                &[name, Value::Text(Some(&found)), Value::Int(incarnation)],
+            );
+            return Ok(());
+        }
+        let expected: String = required(&known, 0, 0)?;
+        if expected != found {
+            return Err(error::node_name_taken(&hello.name, &expected, &found));
+        }
+        let is_current = known.get::<i64>(0, 1) == Some(incarnation)
+            && known.get::<String>(0, 2).as_deref() == Some("alive");
+        if !is_current {
+            self.spi.write(
+                c"UPDATE coord.roster
+                     SET incarnation = greatest(incarnation, $2), status = 'alive',
+                         last_seen = clock_timestamp()
+                   WHERE name = $1",
+                &[name, Value::Int(incarnation)],
+            );
+        }
+        Ok(())
+    }
+
+    fn position(&mut self, peer: &str) -> Result<(Option<Position>, bool)> {
+        Database::position(self, peer)
+    }
+
+    fn absorb(&mut self, peer: &str, batch: &Batch) -> Result<Absorbed> {
+        let rows = self.admissible(peer, &batch.rows)?;
+        let is_whole = rows.len() == batch.rows.len();
+        let (changed, is_waiting) = self.learn(peer, &rows)?;
+        let moved = is_whole && self.advance(peer, batch)?;
+        let stored = self.store_cursor(peer, batch, moved)?;
+        let completed = !is_waiting && self.complete();
+        statistics::received(peer, rows.len() as u64, moved && batch.start.is_beginning());
+        Ok(Absorbed {
+            received: rows.len() as u64,
+            changed,
+            learned: changed > 0 || completed || stored,
+        })
+    }
+
+    fn acknowledge(&mut self, peer: &str, claim: &Claim) -> Result<()> {
+        self.spi.write(
+            c"INSERT INTO coord.ack AS a (node, frontier, ceiling, digest)
+              VALUES ($1, $2::coord.vclock, $3::coord.vclock, $4)
+              ON CONFLICT (node) DO UPDATE
+                 SET frontier = excluded.frontier, ceiling = excluded.ceiling,
+                     digest = excluded.digest, acknowledged_at = excluded.acknowledged_at
+               WHERE (a.frontier::bytea, a.ceiling::bytea, a.digest)
+                     IS DISTINCT FROM (excluded.frontier::bytea, excluded.ceiling::bytea, excluded.digest)",
+            &[
+                Value::Text(Some(peer)),
+                Value::Bytes(Some(&claim.frontier)),
+                Value::Bytes(Some(&claim.ceiling)),
+                Value::Bytes(Some(&claim.digest)),
+            ],
+        );
+        Ok(())
+    }
+
+    fn feed(&mut self, peer: &str, reader: Option<&Heard>) -> Result<Feed> {
+        let feed = self.spi.with_snapshot(|spi| {
+            let snapshot = self.told_snapshot()?;
+            let holding = self.holding(&snapshot)?;
+            let digest = TALLY.with_borrow_mut(|tally| tally.refresh(spi, own_xid()))?;
+            let start = match reader {
+                Some(reader) => reader.plan(&holding)?,
+                None => None,
+            };
+            let batch = match (start, reader) {
+                (Some(start), Some(reader)) => {
+                    let batch = self.batch(peer, start, &snapshot, &holding)?;
+                    reader.is_news(&batch)?.then_some(batch)
+                }
+                _ => None,
+            };
+            Ok::<_, Error>(Feed {
+                position: Position {
+                    space: self.space.clone(),
+                    given: Some(snapshot),
+                    window: None,
+                },
+                claim: Claim {
+                    frontier: holding.frontier.clone(),
+                    ceiling: holding.ceiling.clone(),
+                    digest,
+                },
+                holding,
+                is_durable: self.standpoint == Standpoint::AfterCommit || own_xid().is_none(),
+                batch,
+            })
+        })?;
+        if let Some(batch) = &feed.batch {
+            statistics::sent(peer, batch.rows.len() as u64);
+        }
+        flush_what_is_visible();
+        Ok(feed)
+    }
+
+    fn mistrust(&mut self, peer: &str) -> Result<()> {
+        let marked = self.spi.write(
+            c"UPDATE coord.peer_cursor
+                 SET resync = true, space = NULL, given = NULL, until = NULL, after_xid = NULL,
+                     after_name = NULL, mismatches = mismatches + 1,
+                     mismatched_at = clock_timestamp()
+               WHERE node = $1 AND NOT resync
+                 AND (mismatched_at IS NULL
+                      OR mismatched_at < clock_timestamp() - interval '10 s')",
+            &[Value::Text(Some(peer))],
+        );
+        if !marked.is_empty() {
+            pgrx::warning!(
+                "contents of this node and peer \"{peer}\" differ at the same frontier, asking for everything"
+            );
+        }
+        Ok(())
+    }
+
+    fn part(&mut self, peer: &str) -> Result<()> {
+        self.spi.write(
+            c"UPDATE coord.roster SET status = 'left', last_seen = clock_timestamp() WHERE name = $1",
+            &[Value::Text(Some(peer))],
+        );
+        self.spi.write(
+            c"WITH gone AS (DELETE FROM coord.member WHERE node = $1 RETURNING node)
+              SELECT coord.config_epoch_raise() FROM gone",
+            &[Value::Text(Some(peer))],
+        );
+        Ok(())
+    }
+}
+
+/// A snapshot may see commits whose records have not reached the disk, for instance with
+/// `synchronous_commit` off. Nothing of them is told before they have.
+fn flush_what_is_visible() {
+    const BLOCK: u64 = pg_sys::XLOG_BLCKSZ as u64;
+    // The position may lie just behind the header of a page that holds no record yet, and a flush
+    // up to there would be refused as one beyond the end of the log.
+    const LARGEST_PAGE_HEADER: u64 = 40;
+    // SAFETY: plain functions of the transaction log; the server is not in recovery, because a
+    // node does not gossip on a standby.
+    unsafe {
+        let mut end = pg_sys::GetXLogInsertRecPtr();
+        if end % BLOCK <= LARGEST_PAGE_HEADER {
+            end -= end % BLOCK;
+        }
+        pg_sys::XLogFlush(end);
+    }
+}

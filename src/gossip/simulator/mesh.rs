@@ -1,0 +1,606 @@
+//! Nodes, the network between them, and what must hold after every step.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::node::{Change, Committed, Handle, Node, Operation, Session, Standpoint, clock, counter_of, join_states, parsed};
+use crate::clock::vclock;
+use crate::crdt::constraint_state as state;
+use crate::crdt::digest::Digest;
+use crate::gossip::protocol::{Commitment, Heard, Message, Next, Round, respond};
+
+/// `SplitMix64` (Steele, Lea, Flood 2014): small, and the same on every machine.
+#[derive(Debug)]
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    pub fn below(&mut self, bound: usize) -> usize {
+        usize::try_from(self.next() % bound as u64).expect("a number below a usize")
+    }
+
+    pub fn percent(&mut self, chance: usize) -> bool {
+        self.below(100) < chance
+    }
+}
+
+/// Chances in percent.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Faults {
+    pub lose_request: usize,
+    pub lose_reply: usize,
+    pub duplicate: usize,
+    /// A step's transaction rolls back at its end.
+    pub roll_back: usize,
+    /// A responder's transaction stays open for a while.
+    pub linger: usize,
+}
+
+/// A worker's connection, or that of a session that calls `gossip_round` by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Caller {
+    Worker,
+    User,
+}
+
+/// Who remembers what about whom: a process keeps it, and a crash loses it.
+type Memory = (usize, usize, Caller, Side);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Side {
+    Initiator,
+    Responder,
+}
+
+#[derive(Debug)]
+struct Exchange {
+    from: usize,
+    to: usize,
+    round: Round,
+    caller: Caller,
+    /// The transaction that a user's whole round is in.
+    whole: Option<Handle>,
+}
+
+#[derive(Clone, Debug)]
+struct Request {
+    exchange: u64,
+    from: usize,
+    to: usize,
+    caller: Caller,
+    bytes: Vec<u8>,
+    /// A copy is answered to nobody.
+    is_copy: bool,
+}
+
+#[derive(Debug)]
+struct Answer {
+    exchange: u64,
+    bytes: Vec<u8>,
+    /// What the responder's claim spoke of.
+    content: Digest,
+}
+
+/// A responder's transaction that has not ended.
+#[derive(Debug)]
+struct Lingering {
+    node: usize,
+    handle: Handle,
+    answer: Answer,
+    message: Message,
+    is_copy: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    pub requests: u64,
+    pub bytes: u64,
+    pub batches: u64,
+    pub rows: u64,
+    /// Commits of gossip that wrote something.
+    pub writes: u64,
+    pub converged: u64,
+}
+
+#[derive(Debug)]
+pub struct Mesh {
+    pub nodes: Vec<Node>,
+    pub random: Random,
+    pub faults: Faults,
+    pub traffic: Traffic,
+    pub allows_mistrust: bool,
+    /// Checks of frontier and ceiling, which large meshes are too slow for.
+    pub is_checked: bool,
+    pub satisfied: BTreeMap<String, u128>,
+    cut: BTreeSet<(usize, usize)>,
+    heard: BTreeMap<Memory, Heard>,
+    exchanges: BTreeMap<u64, Exchange>,
+    next_exchange: u64,
+    requests: Vec<Request>,
+    answers: Vec<Answer>,
+    lingering: Vec<Lingering>,
+    last_converged: bool,
+}
+
+fn link(a: usize, b: usize) -> (usize, usize) {
+    (a.min(b), a.max(b))
+}
+
+impl Mesh {
+    pub fn new(size: usize, seed: u64) -> Self {
+        Self {
+            nodes: (0..size).map(|place| Node::new(&format!("n{place}"))).collect(),
+            random: Random(seed),
+            faults: Faults::default(),
+            traffic: Traffic::default(),
+            allows_mistrust: false,
+            is_checked: true,
+            satisfied: BTreeMap::new(),
+            cut: BTreeSet::new(),
+            heard: BTreeMap::new(),
+            exchanges: BTreeMap::new(),
+            next_exchange: 0,
+            requests: Vec::new(),
+            answers: Vec::new(),
+            lingering: Vec::new(),
+            last_converged: false,
+        }
+    }
+
+    // Applications ---------------------------------------------------------------------------
+
+    /// One change in a transaction of its own.
+    pub fn change(&mut self, node: usize, name: &str, operation: Operation) -> bool {
+        let handle = self.nodes[node].begin();
+        let is_written = self.nodes[node].write(handle, name, operation);
+        self.commit(node, handle);
+        is_written
+    }
+
+    pub fn commit(&mut self, node: usize, handle: Handle) -> Committed {
+        let committed = self.nodes[node].commit(handle);
+        for (name, n) in &committed.satisfied {
+            let n = u128::try_from(*n).expect("a count");
+            *self.satisfied.entry(name.clone()).or_default() += n;
+        }
+        if self.is_checked && committed.wrote {
+            self.check_changes(node, &committed);
+            self.check_node(node);
+        }
+        committed
+    }
+
+    pub fn crash(&mut self, node: usize) {
+        self.nodes[node].crash();
+        self.heard.retain(|memory, _| memory.0 != node);
+        self.lingering.retain(|open| open.node != node);
+        self.exchanges.retain(|_, exchange| exchange.from != node);
+    }
+
+    // The network ----------------------------------------------------------------------------
+
+    pub fn cut(&mut self, a: usize, b: usize) {
+        self.cut.insert(link(a, b));
+    }
+
+    pub fn heal(&mut self) {
+        self.cut.clear();
+    }
+
+    /// What the worker does on its timer: merges what waited, and begins rounds with random peers.
+    pub fn tick(&mut self, node: usize, fanout: usize) {
+        self.retry_waiting(node);
+        let mut peers: Vec<usize> = (0..self.nodes.len()).filter(|peer| *peer != node).collect();
+        let is_busy = |peer| {
+            let between = |exchange: &Exchange| (exchange.from, exchange.to, exchange.caller) == (node, peer, Caller::Worker);
+            self.exchanges.values().any(between)
+        };
+        peers.retain(|peer| !is_busy(*peer));
+        for _ in 0..fanout.min(peers.len()) {
+            let peer = peers.swap_remove(self.random.below(peers.len()));
+            self.begin_exchange(node, peer);
+        }
+    }
+
+    pub fn retry_waiting(&mut self, node: usize) {
+        let handle = self.nodes[node].begin();
+        let session = &mut self.session(node, handle, Standpoint::BeforeCommit);
+        match session.retry_waiting() {
+            Ok(()) => drop(self.commit(node, handle)),
+            Err(_) => self.nodes[node].rollback(handle),
+        }
+    }
+
+    fn session(&mut self, node: usize, handle: Handle, standpoint: Standpoint) -> Session<'_> {
+        Session {
+            node: &mut self.nodes[node],
+            handle,
+            standpoint,
+        }
+    }
+
+    fn remembered(&mut self, memory: Memory) -> Heard {
+        self.heard.get(&memory).cloned().unwrap_or_default()
+    }
+
+    pub fn begin_exchange(&mut self, from: usize, to: usize) -> u64 {
+        self.begin(from, to, Caller::Worker, None)
+    }
+
+    /// A user's round, within a transaction that may have written.
+    pub fn begin_user_exchange(&mut self, from: usize, to: usize, handle: Handle) -> u64 {
+        self.heard.remove(&(from, to, Caller::User, Side::Initiator));
+        self.begin(from, to, Caller::User, Some(handle))
+    }
+
+    fn begin(&mut self, from: usize, to: usize, caller: Caller, whole: Option<Handle>) -> u64 {
+        let commitment = whole.map_or(Commitment::EachStep, |_| Commitment::AtTheEnd);
+        let id = self.next_exchange;
+        self.next_exchange += 1;
+        let round = Round::new(&self.nodes[to].name, commitment);
+        let exchange = Exchange {
+            from,
+            to,
+            round,
+            caller,
+            whole,
+        };
+        self.compose(id, exchange);
+        id
+    }
+
+    fn compose(&mut self, id: u64, mut exchange: Exchange) {
+        let (from, to, caller) = (exchange.from, exchange.to, exchange.caller);
+        let memory = (from, to, caller, Side::Initiator);
+        let mut heard = self.remembered(memory);
+        let handle = exchange.whole.unwrap_or_else(|| self.nodes[from].begin());
+        let mut session = self.session(from, handle, Standpoint::BeforeCommit);
+        let message = exchange.round.compose(&mut session, &mut heard).expect("a message");
+        if exchange.whole.is_none() {
+            let committed = self.commit(from, handle);
+            assert!(!committed.wrote, "composing writes nothing");
+        }
+        self.heard.insert(memory, heard);
+        self.check_told(from, &message);
+        self.count_message(&message);
+        self.traffic.requests += 1;
+        let bytes = self.encode(&message);
+        let request = Request {
+            exchange: id,
+            from,
+            to,
+            caller,
+            bytes,
+            is_copy: false,
+        };
+        if self.random.percent(self.faults.duplicate) {
+            self.requests.push(Request {
+                is_copy: true,
+                ..request.clone()
+            });
+        }
+        self.requests.push(request);
+        self.exchanges.insert(id, exchange);
+    }
+
+    fn encode(&mut self, message: &Message) -> Vec<u8> {
+        let bytes = message.encode().expect("an encodable message");
+        self.traffic.bytes += bytes.len() as u64;
+        bytes
+    }
+
+    fn count_message(&mut self, message: &Message) {
+        if let Some(batch) = &message.batch {
+            self.traffic.batches += 1;
+            self.traffic.rows += batch.rows.len() as u64;
+        }
+    }
+
+    /// The caller sees an error: its round is over, and so is the transaction around it.
+    fn fail(&mut self, id: u64) {
+        if let Some(exchange) = self.exchanges.remove(&id)
+            && let Some(whole) = exchange.whole
+        {
+            self.nodes[exchange.from].rollback(whole);
+        }
+    }
+
+    fn deliver_request(&mut self, request: &Request) {
+        let is_lost = self.random.percent(self.faults.lose_request);
+        if is_lost || self.cut.contains(&link(request.from, request.to)) {
+            return self.fail_unless_copy(request.exchange, request.is_copy);
+        }
+        let message = Message::decode(&request.bytes).expect("a readable request");
+        let node = request.to;
+        let memory = (node, request.from, request.caller, Side::Responder);
+        let mut heard = self.remembered(memory);
+        let handle = self.nodes[node].begin();
+        let mut session = self.session(node, handle, Standpoint::AfterCommit);
+        let answer = respond(&mut session, &message, &mut heard);
+        self.heard.insert(memory, heard);
+        let Ok(response) = answer else {
+            self.nodes[node].rollback(handle);
+            return self.fail_unless_copy(request.exchange, request.is_copy);
+        };
+        let lingering = Lingering {
+            node,
+            handle,
+            answer: Answer {
+                exchange: request.exchange,
+                bytes: Vec::new(),
+                content: response.message.claim.as_ref().map_or([0; 32], |claim| claim.digest),
+            },
+            message: response.message,
+            is_copy: request.is_copy,
+        };
+        if self.random.percent(self.faults.linger) {
+            self.lingering.push(lingering);
+        } else {
+            self.end_response(lingering);
+        }
+    }
+
+    fn fail_unless_copy(&mut self, exchange: u64, is_copy: bool) {
+        if !is_copy {
+            self.fail(exchange);
+        }
+    }
+
+    fn end_response(&mut self, mut response: Lingering) {
+        let id = response.answer.exchange;
+        if self.random.percent(self.faults.roll_back) {
+            self.nodes[response.node].rollback(response.handle);
+            return self.fail_unless_copy(id, response.is_copy);
+        }
+        let committed = self.commit(response.node, response.handle);
+        self.traffic.writes += u64::from(committed.wrote);
+        if response.is_copy {
+            return;
+        }
+        self.check_told(response.node, &response.message);
+        self.count_message(&response.message);
+        response.answer.bytes = self.encode(&response.message);
+        if self.random.percent(self.faults.lose_reply) {
+            self.fail(id);
+        } else {
+            self.answers.push(response.answer);
+        }
+    }
+
+    fn deliver_answer(&mut self, answer: &Answer) {
+        // The initiator may have crashed meanwhile.
+        let Some(mut exchange) = self.exchanges.remove(&answer.exchange) else {
+            return;
+        };
+        if self.cut.contains(&link(exchange.from, exchange.to)) {
+            self.exchanges.insert(answer.exchange, exchange);
+            return self.fail(answer.exchange);
+        }
+        let message = Message::decode(&answer.bytes).expect("a readable answer");
+        let from = exchange.from;
+        let memory = (from, exchange.to, exchange.caller, Side::Initiator);
+        let mut heard = self.remembered(memory);
+        let handle = exchange.whole.unwrap_or_else(|| self.nodes[from].begin());
+        let standpoint = match exchange.whole {
+            Some(_) => Standpoint::BeforeCommit,
+            None => Standpoint::AfterCommit,
+        };
+        let mut session = self.session(from, handle, standpoint);
+        let next = exchange.round.receive(&mut session, &mut heard, &message);
+        let content = session.digest();
+        self.heard.insert(memory, heard);
+        if exchange.whole.is_some() {
+            self.exchanges.insert(answer.exchange, exchange);
+            return self.go_on(answer, next.ok(), content);
+        }
+        if next.is_err() || self.random.percent(self.faults.roll_back) {
+            return self.nodes[from].rollback(handle);
+        }
+        let committed = self.commit(from, handle);
+        self.traffic.writes += u64::from(committed.wrote);
+        self.exchanges.insert(answer.exchange, exchange);
+        self.go_on(answer, next.ok(), content);
+    }
+
+    fn go_on(&mut self, answer: &Answer, next: Option<Next>, content: Digest) {
+        let id = answer.exchange;
+        let Some(next) = next else {
+            return self.fail(id);
+        };
+        let exchange = self.exchanges.remove(&id).expect("an exchange");
+        self.last_converged = exchange.round.converged;
+        if exchange.round.converged {
+            assert_eq!(content, answer.content, "converged means equal contents");
+        }
+        if next == Next::Again {
+            return self.compose(id, exchange);
+        }
+        self.traffic.converged += u64::from(exchange.round.converged);
+    }
+
+    /// Delivers one message, or ends one lingering transaction, at random. False when there is none.
+    pub fn deliver_one(&mut self) -> bool {
+        let (requests, answers) = (self.requests.len(), self.answers.len());
+        let waiting = requests + answers + self.lingering.len();
+        if waiting == 0 {
+            return false;
+        }
+        let place = self.random.below(waiting);
+        if place < requests {
+            let request = self.requests.swap_remove(place);
+            self.deliver_request(&request);
+        } else if place < requests + answers {
+            let answer = self.answers.swap_remove(place - requests);
+            self.deliver_answer(&answer);
+        } else {
+            let response = self.lingering.swap_remove(place - requests - answers);
+            self.end_response(response);
+        }
+        true
+    }
+
+    pub fn deliver_all(&mut self) {
+        while self.deliver_one() {}
+    }
+
+    /// One exchange by itself; returns its traffic and whether it was judged converged.
+    pub fn exchange(&mut self, from: usize, to: usize) -> (Traffic, bool) {
+        let before = self.traffic;
+        self.begin_exchange(from, to);
+        self.deliver_all();
+        (self.traffic.since(before), self.last_converged)
+    }
+
+    /// One tick of every node, all at once.
+    pub fn round(&mut self, fanout: usize) {
+        for node in 0..self.nodes.len() {
+            self.tick(node, fanout);
+        }
+        self.deliver_all();
+    }
+
+    /// Rounds until all nodes hold the same completely, and the first after which contents agreed.
+    pub fn rounds_to_converge(&mut self, fanout: usize, limit: u32) -> (u32, u32) {
+        let mut agreed = None;
+        for round in 1..=limit {
+            self.round(fanout);
+            if agreed.is_none() && self.agrees() {
+                agreed = Some(round);
+            }
+            if let Some(agreed) = agreed
+                && self.is_complete()
+            {
+                return (agreed, round);
+            }
+        }
+        panic!("not converged after {limit} rounds");
+    }
+
+    /// Whether all contents are equal.
+    pub fn agrees(&self) -> bool {
+        let first = self.nodes[0].digest();
+        self.nodes.iter().all(|node| node.digest() == first)
+    }
+
+    /// Whether every node is exact and all hold the same.
+    pub fn is_complete(&mut self) -> bool {
+        let first = self.nodes[0].held().frontier;
+        self.nodes.iter_mut().all(|node| {
+            let held = node.held();
+            held.frontier == first && held.ceiling == first
+        })
+    }
+
+    // What must hold -------------------------------------------------------------------------
+
+    /// What a message claims, the node holds durably by the time it leaves.
+    fn check_told(&mut self, node: usize, message: &Message) {
+        let Some(claim) = message.claim.as_ref().filter(|_| self.is_checked) else {
+            return;
+        };
+        let held = self.nodes[node].held();
+        assert!(
+            vclock::covers(clock(&held.frontier), clock(&claim.frontier)),
+            "{} claims {} and holds {}",
+            self.nodes[node].name,
+            vclock::to_text(clock(&claim.frontier)),
+            vclock::to_text(clock(&held.frontier)),
+        );
+    }
+
+    /// A fresh commit lies below nobody's frontier.
+    fn check_changes(&mut self, origin: usize, committed: &Committed) {
+        let actor = self.nodes[origin].name.clone();
+        for change in &committed.changes {
+            for place in (0..self.nodes.len()).filter(|place| *place != origin) {
+                let frontier = self.nodes[place].held().frontier;
+                let complete = clock(&frontier).get(actor.as_bytes());
+                assert!(
+                    change.xid >= complete,
+                    "n{place} calls {actor} complete below {complete}; {} commits now",
+                    change.xid
+                );
+            }
+        }
+    }
+
+    /// The node holds what its frontier says, and nothing that its ceiling excludes.
+    fn check_node(&mut self, place: usize) {
+        let held = self.nodes[place].held();
+        let node = &self.nodes[place];
+        assert!(vclock::covers(clock(&held.ceiling), clock(&held.frontier)), "ceiling below frontier");
+        if !self.allows_mistrust {
+            assert_eq!(node.mistrusted(), 0, "{} sees corruption where there is none", node.name);
+        }
+        for origin in &self.nodes {
+            let actor = origin.name.as_bytes();
+            let frontier = clock(&held.frontier).get(actor);
+            let ceiling = clock(&held.ceiling).get(actor);
+            for (name, changes) in &origin.history {
+                let value = node.value(name);
+                // Later changes of a state cover earlier ones.
+                if let Some(last) = changes.iter().rfind(|change| change.xid < frontier) {
+                    assert!(
+                        value.is_some_and(|value| state::covers(parsed(value), parsed(&last.value))),
+                        "{} calls {} complete below {frontier} and lacks {name} of {}",
+                        node.name,
+                        origin.name,
+                        last.xid
+                    );
+                }
+                let counter = value.map_or(0, |value| counter_of(value, &origin.name));
+                let is_above = |change: &&Change| change.is_event && change.counter <= counter && change.xid >= ceiling;
+                if let Some(above) = changes.iter().find(is_above) {
+                    panic!("{} has {name} of {} {}, above its ceiling {ceiling}", node.name, origin.name, above.xid);
+                }
+            }
+        }
+    }
+
+    /// After everything has ended: all hold the merge of all that was committed.
+    pub fn check_end(&mut self) {
+        let mut expected: BTreeMap<&str, Vec<u8>> = BTreeMap::new();
+        for change in self.nodes.iter().flat_map(|node| node.history.values().flatten()) {
+            let merged = expected.get(change.name.as_str()).map_or_else(|| change.value.clone(), |value| join_states(value, &change.value));
+            expected.insert(&change.name, merged);
+        }
+        for node in &self.nodes {
+            let content = node.content();
+            assert_eq!(content.len(), expected.len(), "{} has other states", node.name);
+            for (name, value) in &expected {
+                assert_eq!(content[name], value.as_slice(), "{name} at {}", node.name);
+                let satisfied = self.satisfied.get(*name).copied().unwrap_or(0);
+                assert_eq!(parsed(value).satisfied_total(), satisfied, "{name} at {}", node.name);
+            }
+        }
+    }
+
+    pub fn open_handles(&self, node: usize) -> Vec<Handle> {
+        let is_gossip = |handle: &Handle| {
+            self.lingering.iter().any(|open| (open.node, open.handle) == (node, *handle))
+                || self.exchanges.values().any(|exchange| exchange.from == node && exchange.whole == Some(*handle))
+        };
+        let mut handles = self.nodes[node].open_handles();
+        handles.retain(|handle| !is_gossip(handle));
+        handles
+    }
+}
+
+impl Traffic {
+    pub fn since(self, before: Self) -> Self {
+        Self {
+            requests: self.requests - before.requests,
+            bytes: self.bytes - before.bytes,
+            batches: self.batches - before.batches,
+            rows: self.rows - before.rows,
+            writes: self.writes - before.writes,
+            converged: self.converged - before.converged,
+        }
+    }
+}

@@ -1,0 +1,666 @@
+//! A node in memory: rows in versions, transactions, and the [`Replica`] the rules run on.
+//!
+//! It does what the database does. A transaction takes a number when it first writes; what it has
+//! written is seen by itself alone and is locked for others; the numbers of ended transactions are
+//! read as snapshots.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::clock::vclock::{self, Vclock};
+use crate::crdt::constraint_state::{self as state, ConstraintState};
+use crate::crdt::digest::{self, Digest};
+use crate::error::{self, Result};
+use crate::gossip::protocol::{
+    Absorbed, Batch, Claim, Feed, Heard, Hello, Holding, Position, Replica, Row, Start, Window,
+    continues,
+};
+use crate::gossip::snapshot::Snapshot;
+use crate::node::identity;
+
+const FIRST_XID: u64 = 3;
+/// Where nothing else asks for it, no window is ever cut off.
+pub const NO_LIMIT: usize = usize::MAX;
+
+pub fn parsed(value: &[u8]) -> ConstraintState<'_> {
+    ConstraintState::parse(value).expect("a state of this simulation")
+}
+
+pub fn clock(bytes: &[u8]) -> Vclock<'_> {
+    Vclock::parse(bytes).expect("a clock of this simulation")
+}
+
+pub fn join_clocks(left: &[u8], right: &[u8]) -> Vec<u8> {
+    vclock::merge(clock(left), clock(right)).expect("clocks of few actors")
+}
+
+pub fn join_states(left: &[u8], right: &[u8]) -> Vec<u8> {
+    state::merge(parsed(left), parsed(right)).expect("states of few actors")
+}
+
+/// What an application does to a state.
+#[derive(Clone, Copy, Debug)]
+pub enum Operation {
+    Satisfy(i64),
+    Violate(i64),
+    Add(&'static str),
+    Remove(&'static str),
+    Move { x: i32, at: u64 },
+}
+
+impl Operation {
+    fn apply(self, value: &[u8], actor: &str) -> Result<Vec<u8>> {
+        let old = parsed(value);
+        match self {
+            Self::Satisfy(n) => state::record_satisfied(old, actor, n),
+            Self::Violate(n) => state::record_violations(old, actor, n),
+            Self::Add(id) => state::add(old, id, actor),
+            Self::Remove(id) => state::remove(old, id),
+            Self::Move { x, at } => state::move_to(old, x, 0, at, actor),
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Version {
+    pub value: Vec<u8>,
+    /// The last local change.
+    xid: Option<u64>,
+    /// The last change, local or learned.
+    local_xid: u64,
+    learned_from: Option<String>,
+    digest: Digest,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Cursor {
+    position: Option<Position>,
+    resync: bool,
+    frontier: Vec<u8>,
+    /// A frontier that is reached once nothing waits.
+    pending: Vec<u8>,
+    ceiling: Vec<u8>,
+    claim: Option<Claim>,
+    pub mistrusted: u64,
+}
+
+impl Cursor {
+    fn new() -> Self {
+        Self {
+            position: None,
+            resync: false,
+            frontier: vclock::empty(),
+            pending: vclock::empty(),
+            ceiling: vclock::empty(),
+            claim: None,
+            mistrusted: 0,
+        }
+    }
+}
+
+/// One local change as it was committed: what later checks measure a frontier and a ceiling by.
+#[derive(Clone, Debug)]
+pub struct Change {
+    pub name: String,
+    pub xid: u64,
+    pub value: Vec<u8>,
+    /// The actor's counter in the state after the change. What only removes leaves it as it was,
+    /// and cannot be told from the change before.
+    pub counter: u64,
+    pub is_event: bool,
+}
+
+/// An open transaction: what it has written, over what is committed.
+#[derive(Debug, Default)]
+pub struct Transaction {
+    xid: Option<u64>,
+    versions: BTreeMap<String, Version>,
+    cursors: BTreeMap<String, Cursor>,
+    /// Learned values whose row is locked; `None` is one taken out.
+    waiting: BTreeMap<String, Option<Vec<u8>>>,
+    changed: BTreeSet<String>,
+    satisfied: Vec<(String, i64)>,
+}
+
+impl Transaction {
+    fn has_written(&self) -> bool {
+        self.xid.is_some()
+    }
+}
+
+pub type Handle = u64;
+
+/// What a commit brought.
+#[derive(Debug, Default)]
+pub struct Committed {
+    pub wrote: bool,
+    pub changes: Vec<Change>,
+    pub satisfied: Vec<(String, i64)>,
+}
+
+#[derive(Debug)]
+pub struct Node {
+    pub name: String,
+    /// Rows read for one batch.
+    pub limit: usize,
+    versions: BTreeMap<String, Version>,
+    pub cursors: BTreeMap<String, Cursor>,
+    waiting: BTreeMap<String, Vec<u8>>,
+    open: BTreeMap<Handle, Transaction>,
+    next_handle: Handle,
+    next_xid: u64,
+    latest_ended: u64,
+    /// The committed cursors' clocks, merged.
+    learned_frontier: Vec<u8>,
+    learned_ceiling: Vec<u8>,
+    pub history: BTreeMap<String, Vec<Change>>,
+}
+
+impl Node {
+    pub fn new(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            limit: NO_LIMIT,
+            versions: BTreeMap::new(),
+            cursors: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            open: BTreeMap::new(),
+            next_handle: 1,
+            next_xid: FIRST_XID,
+            latest_ended: FIRST_XID - 1,
+            learned_frontier: vclock::empty(),
+            learned_ceiling: vclock::empty(),
+            history: BTreeMap::new(),
+        }
+    }
+
+    pub fn begin(&mut self) -> Handle {
+        let handle = self.next_handle;
+        self.next_handle += 1;
+        self.open.insert(handle, Transaction::default());
+        handle
+    }
+
+    fn transaction(&mut self, handle: Handle) -> &mut Transaction {
+        self.open.get_mut(&handle).expect("an open transaction")
+    }
+
+    /// The transaction's number, taken when it first writes.
+    fn xid(&mut self, handle: Handle) -> u64 {
+        let next = self.next_xid;
+        let own = *self.transaction(handle).xid.get_or_insert(next);
+        self.next_xid = next.max(own + 1);
+        own
+    }
+
+    /// Whether another open transaction has written a row.
+    fn is_locked(&self, handle: Handle, is_held: impl Fn(&Transaction) -> bool) -> bool {
+        self.open
+            .iter()
+            .any(|(other, transaction)| *other != handle && is_held(transaction))
+    }
+
+    fn is_state_locked(&self, handle: Handle, name: &str) -> bool {
+        self.is_locked(handle, |other| other.versions.contains_key(name))
+    }
+
+    fn version(&self, handle: Handle, name: &str) -> Option<&Version> {
+        let own = self.open.get(&handle).and_then(|own| own.versions.get(name));
+        own.or_else(|| self.versions.get(name))
+    }
+
+    /// What a transaction sees.
+    fn visible(&self, handle: Handle) -> impl Iterator<Item = (&String, &Version)> {
+        let own = &self.open[&handle].versions;
+        let others = self.versions.iter().filter(|(name, _)| !own.contains_key(*name));
+        own.iter().chain(others)
+    }
+
+    /// Makes a local change, unless another transaction holds the row.
+    pub fn write(&mut self, handle: Handle, name: &str, operation: Operation) -> bool {
+        if self.is_state_locked(handle, name) {
+            return false;
+        }
+        let old = self.version(handle, name).cloned();
+        let base = old.as_ref().map_or_else(state::empty, |old| old.value.clone());
+        let is_absent = |id| old.is_some() && !parsed(&base).contains(id);
+        if matches!(operation, Operation::Remove(id) if is_absent(id)) {
+            return true;
+        }
+        let value = operation.apply(&base, &self.name).expect("an operation in range");
+        let own = self.xid(handle);
+        // A row may have been changed by a transaction with a higher number that has ended. The
+        // ceiling is read off these numbers, so none may go down.
+        let xid = Some(own.max(old.and_then(|old| old.xid).unwrap_or(0)));
+        self.put(handle, name, value, xid, None);
+        let transaction = self.transaction(handle);
+        transaction.changed.insert(name.to_owned());
+        if let Operation::Satisfy(n) = operation {
+            transaction.satisfied.push((name.to_owned(), n));
+        }
+        true
+    }
+
+    fn put(&mut self, handle: Handle, name: &str, value: Vec<u8>, xid: Option<u64>, learned_from: Option<String>) {
+        let version = Version {
+            digest: digest::row_digest(name, &value),
+            value,
+            xid,
+            local_xid: self.xid(handle),
+            learned_from,
+        };
+        self.transaction(handle).versions.insert(name.to_owned(), version);
+    }
+
+    pub fn rollback(&mut self, handle: Handle) {
+        let ended = self.open.remove(&handle).and_then(|transaction| transaction.xid);
+        self.latest_ended = self.latest_ended.max(ended.unwrap_or(0));
+    }
+
+    pub fn commit(&mut self, handle: Handle) -> Committed {
+        let transaction = self.open.remove(&handle).expect("an open transaction");
+        self.latest_ended = self.latest_ended.max(transaction.xid.unwrap_or(0));
+        let committed = Committed {
+            wrote: transaction.has_written(),
+            changes: self.changes_of(&transaction),
+            satisfied: transaction.satisfied,
+        };
+        for change in &committed.changes {
+            self.history.entry(change.name.clone()).or_default().push(change.clone());
+        }
+        for cursor in transaction.cursors.values() {
+            self.learned_frontier = join_clocks(&self.learned_frontier, &cursor.frontier);
+            self.learned_ceiling = join_clocks(&self.learned_ceiling, &cursor.ceiling);
+        }
+        self.versions.extend(transaction.versions);
+        self.cursors.extend(transaction.cursors);
+        for (name, value) in transaction.waiting {
+            match value {
+                Some(value) => self.waiting.insert(name, value),
+                None => self.waiting.remove(&name),
+            };
+        }
+        committed
+    }
+
+    fn changes_of(&self, transaction: &Transaction) -> Vec<Change> {
+        let change = |name: &String| {
+            let value = transaction.versions[name].value.clone();
+            let counter = counter_of(&value, &self.name);
+            let last = self.history.get(name).and_then(|changes| changes.last());
+            Change {
+                name: name.clone(),
+                xid: transaction.xid.expect("a number, as it has written"),
+                is_event: counter > last.map_or(0, |last| last.counter),
+                counter,
+                value,
+            }
+        };
+        transaction.changed.iter().map(change).collect()
+    }
+
+    /// Open transactions are gone. Numbers that only they had used are given out again.
+    pub fn crash(&mut self) {
+        self.open.clear();
+        self.next_xid = self.latest_ended + 1;
+    }
+
+    /// Replaces a value behind everybody's back.
+    pub fn corrupt(&mut self, name: &str, value: Vec<u8>) {
+        let version = self.versions.get_mut(name).expect("a state");
+        version.digest = digest::row_digest(name, &value);
+        version.value = value;
+    }
+
+    fn snapshot(&self, handle: Handle) -> Snapshot {
+        let xmax = self.latest_ended + 1;
+        // A snapshot counts its own transaction in its xmin and does not list it.
+        let mut running: Vec<u64> = self.open.values().filter_map(|open| open.xid).collect();
+        running.retain(|xid| *xid < xmax);
+        running.sort_unstable();
+        let xmin = running.first().copied().unwrap_or(xmax);
+        let own = self.open[&handle].xid;
+        running.retain(|xid| Some(*xid) != own);
+        Snapshot {
+            xmin,
+            xmax,
+            in_progress: running,
+        }
+    }
+
+    fn told_snapshot(&self, handle: Handle, standpoint: Standpoint) -> Snapshot {
+        let snapshot = self.snapshot(handle);
+        match (self.open[&handle].xid, standpoint) {
+            (None, _) => snapshot,
+            (Some(own), Standpoint::BeforeCommit) => snapshot.with_in_progress(own),
+            (Some(own), Standpoint::AfterCommit) => snapshot.with_committed(own),
+        }
+    }
+
+    fn holding(&self, handle: Handle, snapshot: &Snapshot) -> Holding {
+        let last = self.visible(handle).filter_map(|(_, version)| version.xid).max();
+        let own_ceiling = last.map_or(0, |last| last + 1);
+        let with_own = |learned: &[u8], own| {
+            let own = vclock::from_entries([(self.name.as_str(), own)]).expect("one entry");
+            join_clocks(learned, &own)
+        };
+        let mut frontier = with_own(&self.learned_frontier, own_ceiling.min(snapshot.xmin));
+        let mut ceiling = with_own(&self.learned_ceiling, own_ceiling);
+        for cursor in self.open[&handle].cursors.values() {
+            frontier = join_clocks(&frontier, &cursor.frontier);
+            ceiling = join_clocks(&ceiling, &cursor.ceiling);
+        }
+        Holding {
+            space: format!("{}/1", self.name),
+            frontier,
+            ceiling,
+        }
+    }
+
+    /// What the node holds, everything open left aside.
+    pub fn held(&mut self) -> Holding {
+        let handle = self.begin();
+        let holding = self.holding(handle, &self.snapshot(handle));
+        self.rollback(handle);
+        holding
+    }
+
+    pub fn value(&self, name: &str) -> Option<&[u8]> {
+        self.versions.get(name).map(|version| version.value.as_slice())
+    }
+
+    pub fn content(&self) -> BTreeMap<&str, &[u8]> {
+        let versions = self.versions.iter();
+        versions.map(|(name, version)| (name.as_str(), version.value.as_slice())).collect()
+    }
+
+    pub fn digest(&self) -> Digest {
+        digest_of(self.versions.values())
+    }
+
+    pub fn is_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    pub fn open_handles(&self) -> Vec<Handle> {
+        self.open.keys().copied().collect()
+    }
+
+    pub fn mistrusted(&self) -> u64 {
+        self.cursors.values().map(|cursor| cursor.mistrusted).sum()
+    }
+}
+
+fn digest_of<'v>(versions: impl Iterator<Item = &'v Version>) -> Digest {
+    versions.fold([0; digest::DIGEST_BYTES], |sum, version| digest::add(&sum, &version.digest))
+}
+
+pub fn counter_of(value: &[u8], actor: &str) -> u64 {
+    parsed(value)
+        .context()
+        .find(|entry| entry.actor == actor.as_bytes())
+        .map_or(0, |entry| entry.counter)
+}
+
+/// When what a transaction has written counts as held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standpoint {
+    BeforeCommit,
+    AfterCommit,
+}
+
+/// A node within one transaction.
+pub struct Session<'n> {
+    pub node: &'n mut Node,
+    pub handle: Handle,
+    pub standpoint: Standpoint,
+}
+
+impl Session<'_> {
+    fn own(&self) -> &Transaction {
+        &self.node.open[&self.handle]
+    }
+
+    pub fn digest(&self) -> Digest {
+        digest_of(self.node.visible(self.handle).map(|(_, version)| version))
+    }
+
+    fn cursor(&self, peer: &str) -> Cursor {
+        let stored = self.own().cursors.get(peer).or_else(|| self.node.cursors.get(peer));
+        stored.cloned().unwrap_or_else(Cursor::new)
+    }
+
+    /// Stores a cursor, if it differs; refuses to wait for another transaction that holds it.
+    fn put_cursor(&mut self, peer: &str, cursor: Cursor) -> Result<bool> {
+        if self.cursor(peer) == cursor {
+            return Ok(false);
+        }
+        if self.node.is_locked(self.handle, |other| other.cursors.contains_key(peer)) {
+            return Err(error::data_corrupted("could not obtain lock on row"));
+        }
+        self.node.xid(self.handle);
+        self.node.transaction(self.handle).cursors.insert(peer.to_owned(), cursor);
+        Ok(true)
+    }
+
+    fn waiting(&self) -> BTreeMap<String, Vec<u8>> {
+        let mut waiting = self.node.waiting.clone();
+        for (name, value) in &self.own().waiting {
+            match value {
+                Some(value) => waiting.insert(name.clone(), value.clone()),
+                None => waiting.remove(name),
+            };
+        }
+        waiting
+    }
+
+    /// Merges rows and what waits; returns how many states changed.
+    fn learn(&mut self, peer: &str, rows: &[Row]) -> Result<u64> {
+        let waited = self.waiting();
+        let touches_waiting = !waited.is_empty() || rows.iter().any(|row| self.node.is_state_locked(self.handle, &row.name));
+        if touches_waiting && self.node.is_locked(self.handle, |other| !other.waiting.is_empty()) {
+            return Err(error::data_corrupted("could not obtain lock on row"));
+        }
+        let giver = waited.is_empty().then(|| peer.to_owned());
+        let mut incoming = waited.clone();
+        for row in rows {
+            let value = incoming.get(&row.name).map_or_else(|| row.value.clone(), |waited| join_states(waited, &row.value));
+            incoming.insert(row.name.clone(), value);
+        }
+        let mut changed = 0;
+        for (name, value) in &incoming {
+            if self.node.is_state_locked(self.handle, name) {
+                self.keep_waiting(name, Some(value.clone()), &waited);
+                continue;
+            }
+            changed += u64::from(self.merge(name, value, giver.as_ref()));
+            self.keep_waiting(name, None, &waited);
+        }
+        Ok(changed)
+    }
+
+    fn keep_waiting(&mut self, name: &str, value: Option<Vec<u8>>, waited: &BTreeMap<String, Vec<u8>>) {
+        if waited.get(name) != value.as_ref() {
+            self.node.xid(self.handle);
+            self.node.transaction(self.handle).waiting.insert(name.to_owned(), value);
+        }
+    }
+
+    fn merge(&mut self, name: &str, value: &[u8], giver: Option<&String>) -> bool {
+        let old = self.node.version(self.handle, name);
+        if old.is_some_and(|old| state::covers(parsed(&old.value), parsed(value))) {
+            return false;
+        }
+        let xid = old.and_then(|old| old.xid);
+        let merged = old.map_or_else(|| value.to_vec(), |old| join_states(&old.value, value));
+        let learned_from = giver.filter(|_| merged == value).cloned();
+        self.node.put(self.handle, name, merged, xid, learned_from);
+        true
+    }
+
+    /// Once nothing waits, what was given is held.
+    fn complete(&mut self) -> Result<bool> {
+        if !self.waiting().is_empty() {
+            return Ok(false);
+        }
+        let mut raised = false;
+        let own: BTreeSet<String> = self.own().cursors.keys().chain(self.node.cursors.keys()).cloned().collect();
+        for peer in own {
+            let mut cursor = self.cursor(&peer);
+            let is_locked = self.node.is_locked(self.handle, |other| other.cursors.contains_key(&peer));
+            if !is_locked && !vclock::covers(clock(&cursor.frontier), clock(&cursor.pending)) {
+                cursor.frontier = join_clocks(&cursor.frontier, &cursor.pending);
+                raised |= self.put_cursor(&peer, cursor)?;
+            }
+        }
+        Ok(raised)
+    }
+
+    /// Merges what waited for transactions that have ended.
+    pub fn retry_waiting(&mut self) -> Result<()> {
+        if self.node.is_waiting() {
+            self.learn("", &[])?;
+            self.complete()?;
+        }
+        Ok(())
+    }
+
+    fn holding(&self) -> (Snapshot, Holding) {
+        let snapshot = self.node.told_snapshot(self.handle, self.standpoint);
+        let holding = self.node.holding(self.handle, &snapshot);
+        (snapshot, holding)
+    }
+
+    fn batch(&self, peer: &str, start: Start, snapshot: &Snapshot, holding: &Holding) -> Batch {
+        let window = start.position.window.as_ref();
+        let until = window.map_or(snapshot, |window| &window.until).clone();
+        let is_current = until == *snapshot;
+        let mut found = self.changes(&start.position, &until);
+        let is_cut_off = found.len() >= self.node.limit;
+        found.truncate(self.node.limit);
+        let last = found.last().filter(|_| is_cut_off).map(|(xid, name, _)| (*xid, (*name).clone()));
+        let rows = (found.into_iter())
+            .filter(|(_, _, version)| start.is_full() || version.learned_from.as_deref() != Some(peer))
+            .map(|(_, name, version)| Row {
+                name: name.clone(),
+                value: version.value.clone(),
+            })
+            .collect();
+        let is_exhausted = last.is_none();
+        Batch {
+            rows,
+            next: Position {
+                space: holding.space.clone(),
+                given: if is_exhausted { Some(until.clone()) } else { start.position.given.clone() },
+                window: last.map(|(after_xid, after_name)| Window {
+                    until,
+                    after_xid,
+                    after_name,
+                }),
+            },
+            start: start.position,
+            covered_below: start.covered_below,
+            ceiling: holding.ceiling.clone(),
+            frontier: (is_exhausted && is_current).then(|| holding.frontier.clone()),
+        }
+    }
+
+    /// What changed since a position as far as a snapshot sees it, in order.
+    fn changes(&self, start: &Position, until: &Snapshot) -> Vec<(u64, &String, &Version)> {
+        let after = start.window.as_ref().map(|window| (window.after_xid, &window.after_name));
+        let is_given = |xid| start.given.as_ref().is_some_and(|given| given.sees(xid));
+        let mut found: Vec<_> = (self.node.visible(self.handle))
+            .map(|(name, version)| (version.local_xid, name, version))
+            .filter(|(xid, name, _)| !is_given(*xid) && until.sees(*xid) && Some((*xid, *name)) > after)
+            .collect();
+        found.sort_unstable_by_key(|(xid, name, _)| (*xid, *name));
+        found
+    }
+}
+
+impl Replica for Session<'_> {
+    fn hello(&mut self) -> Result<Hello> {
+        Ok(Hello {
+            name: self.node.name.clone(),
+            uuid: [0; 16],
+            incarnation: 1,
+        })
+    }
+
+    fn admit(&mut self, hello: &Hello) -> Result<()> {
+        identity::check_name(&hello.name)
+    }
+
+    fn position(&mut self, peer: &str) -> Result<(Option<Position>, bool)> {
+        let cursor = self.cursor(peer);
+        Ok((cursor.position, cursor.resync))
+    }
+
+    fn absorb(&mut self, peer: &str, batch: &Batch) -> Result<Absorbed> {
+        let changed = self.learn(peer, &batch.rows)?;
+        let mut cursor = self.cursor(peer);
+        let before = cursor.clone();
+        cursor.ceiling = join_clocks(&cursor.ceiling, &batch.ceiling);
+        let frontier = self.holding().1.frontier;
+        let is_wanted = !cursor.resync || batch.start.is_beginning();
+        if is_wanted && continues(batch, cursor.position.as_ref(), &frontier)? {
+            cursor.position = Some(batch.next.clone());
+            cursor.resync = false;
+            if let Some(frontier) = &batch.frontier {
+                cursor.pending = join_clocks(&cursor.pending, frontier);
+            }
+        }
+        let raised_ceiling = cursor.ceiling != before.ceiling;
+        self.put_cursor(peer, cursor)?;
+        let completed = self.complete()?;
+        Ok(Absorbed {
+            received: batch.rows.len() as u64,
+            changed,
+            learned: changed > 0 || completed || raised_ceiling,
+        })
+    }
+
+    fn acknowledge(&mut self, peer: &str, claim: &Claim) -> Result<()> {
+        let mut cursor = self.cursor(peer);
+        cursor.claim = Some(claim.clone());
+        self.put_cursor(peer, cursor).map(|_| ())
+    }
+
+    fn feed(&mut self, peer: &str, reader: Option<&Heard>) -> Result<Feed> {
+        let (snapshot, holding) = self.holding();
+        let start = reader.map_or(Ok(None), |reader| reader.plan(&holding))?;
+        let batch = match (start, reader) {
+            (Some(start), Some(reader)) => {
+                let batch = self.batch(peer, start, &snapshot, &holding);
+                reader.is_news(&batch)?.then_some(batch)
+            }
+            _ => None,
+        };
+        Ok(Feed {
+            position: Position {
+                space: holding.space.clone(),
+                given: Some(snapshot),
+                window: None,
+            },
+            claim: Claim {
+                frontier: holding.frontier.clone(),
+                ceiling: holding.ceiling.clone(),
+                digest: digest_of(self.node.visible(self.handle).map(|(_, version)| version)),
+            },
+            holding,
+            is_durable: self.standpoint == Standpoint::AfterCommit || !self.own().has_written(),
+            batch,
+        })
+    }
+
+    fn mistrust(&mut self, peer: &str) -> Result<()> {
+        let mut cursor = self.cursor(peer);
+        cursor.mistrusted += 1;
+        cursor.resync = true;
+        cursor.position = None;
+        self.put_cursor(peer, cursor).map(|_| ())
+    }
+
+    fn part(&mut self, _peer: &str) -> Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,226 @@
+//! Binds gossip to SQL; the declarations are in `sql/gossip.sql`.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::time::Duration;
+
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::prelude::*;
+use pgrx::{PgTrigger, pg_sys};
+
+use super::peers::{self, Peer};
+use super::protocol::{self, Commitment, Heard, Message, Next, Replica, Round};
+use super::replica::{Database, Standpoint};
+use super::transport::{Request, Transport};
+use super::{background, control, statistics};
+use crate::error::{self, Error};
+use crate::guc;
+use crate::spi;
+use crate::varlena::SqlResult;
+
+thread_local! {
+    /// What the callers of `gossip_exchange` in this session have said.
+    static CALLERS: RefCell<HashMap<String, Heard>> = RefCell::default();
+}
+
+/// What peers call: stores what a message brings and answers it.
+///
+/// The answer speaks for what this transaction stores, so it must reach the peer only if the
+/// transaction commits: hence no transaction block, and a flush at commit.
+#[pg_extern(sql = false)]
+fn gossip_exchange(message: &[u8]) -> SqlResult<Vec<u8>> {
+    // SAFETY: plain getters.
+    if unsafe { pg_sys::IsTransactionBlock() } {
+        return Err(error::in_transaction_block("coord.gossip_exchange").into());
+    }
+    statistics::step_failed();
+    let request = Message::decode(message)?;
+    let peer = request.hello.name.clone();
+    let answer = spi::connect(|spi| {
+        let mut database = Database::open(spi, Standpoint::AfterCommit)?;
+        CALLERS.with_borrow_mut(|callers| {
+            let heard = callers.entry(peer.clone()).or_default();
+            protocol::respond(&mut database, &request, heard)?
+                .message
+                .encode()
+        })
+    })
+    .inspect_err(|failure| statistics::failed(&peer, &failure.to_string()))?;
+    background::flush_at_commit();
+    statistics::step_done();
+    statistics::heard(&peer, message.len(), answer.len(), None);
+    Ok(answer)
+}
+
+/// Sends one message and waits for the answer, open to cancel and shutdown.
+fn call(transport: &mut Transport, peer: &Peer, message: Vec<u8>) -> error::Result<Vec<u8>> {
+    let sent = message.len();
+    let request = Request {
+        peer: peer.name.clone(),
+        options: peer.options.clone(),
+        config: peer.config.clone(),
+        message,
+        timeout: Duration::from_millis(guc::PEER_TIMEOUT.get().unsigned_abs().into()),
+    };
+    if !transport.send(request) {
+        return Err(error::peer_unreachable(
+            &peer.name,
+            "the transport has ended",
+        ));
+    }
+    let outcome = loop {
+        if let Some(outcome) = transport.take().pop() {
+            break outcome;
+        }
+        background::wait(Some(transport.wake_fd()), Duration::from_secs(1));
+    };
+    match outcome.answer {
+        Ok(answer) => {
+            let taken = i64::try_from(outcome.taken.as_micros()).unwrap_or(i64::MAX);
+            statistics::heard(&peer.name, answer.len(), sent, Some(taken));
+            Ok(answer)
+        }
+        Err(reason) => {
+            statistics::failed(&peer.name, &reason);
+            Err(error::peer_unreachable(&peer.name, &reason))
+        }
+    }
+}
+
+fn start_transport() -> error::Result<Transport> {
+    Transport::start().map_err(|failure| error::transport_not_started(&failure))
+}
+
+/// One exchange with a peer, within the caller's transaction.
+#[pg_extern(sql = false)]
+fn gossip_round(
+    peer: &str,
+) -> Result<
+    TableIterator<
+        'static,
+        (
+            name!(sent, i64),
+            name!(received, i64),
+            name!(changed, i64),
+            name!(converged, bool),
+        ),
+    >,
+    ErrorReport,
+> {
+    let round = spi::connect(|spi| {
+        let known = peers::peers(spi, Some(peer))?
+            .pop()
+            .ok_or_else(|| error::peer_unknown(peer))?;
+        run_round(spi, &known)
+    })?;
+    let row = (
+        round.sent.cast_signed(),
+        round.received.cast_signed(),
+        round.changed.cast_signed(),
+        round.converged,
+    );
+    Ok(TableIterator::once(row))
+}
+
+fn run_round(spi: &spi::Session, peer: &Peer) -> error::Result<Round> {
+    statistics::step_failed();
+    let mut transport = start_transport()?;
+    let mut database = Database::open(spi, Standpoint::BeforeCommit)?;
+    let mut heard = Heard::default();
+    let mut round = Round::new(&peer.name, Commitment::AtTheEnd);
+    loop {
+        let message = round.compose(&mut database, &mut heard)?.encode()?;
+        let answer = Message::decode(&call(&mut transport, peer, message)?)?;
+        if round.receive(&mut database, &mut heard, &answer)? == Next::Done {
+            statistics::step_done();
+            statistics::round_done(&peer.name);
+            return Ok(round);
+        }
+    }
+}
+
+/// Tells every peer that this node leaves; those that cannot be told are named in warnings.
+#[pg_extern(sql = false)]
+fn gossip_farewell() -> SqlResult<()> {
+    spi::connect(|spi| {
+        let mut transport = start_transport()?;
+        let mut database = Database::open(spi, Standpoint::BeforeCommit)?;
+        for peer in peers::peers(spi, None)? {
+            let mut message = Round::new(&peer.name, Commitment::AtTheEnd)
+                .compose(&mut database, &mut Heard::default())?;
+            message.leaving = true;
+            if let Err(failure) = call(&mut transport, &peer, message.encode()?) {
+                pgrx::warning!("peer \"{}\" was not told: {failure}", peer.name);
+            }
+        }
+        Ok::<(), Error>(())
+    })?;
+    Ok(())
+}
+
+/// What this node holds now.
+#[pg_extern(sql = false)]
+fn gossip_claim() -> Result<
+    TableIterator<
+        'static,
+        (
+            name!(frontier, Vec<u8>),
+            name!(ceiling, Vec<u8>),
+            name!(digest, Vec<u8>),
+        ),
+    >,
+    ErrorReport,
+> {
+    let claim = spi::connect(|spi| {
+        Ok::<_, Error>(
+            Database::open(spi, Standpoint::BeforeCommit)?
+                .feed("", None)?
+                .claim,
+        )
+    })?;
+    Ok(TableIterator::once((
+        claim.frontier,
+        claim.ceiling,
+        claim.digest.to_vec(),
+    )))
+}
+
+#[pg_extern(sql = false)]
+fn peer_statistics() -> TableIterator<
+    'static,
+    (
+        name!(peer, String),
+        name!(last_contact, Option<TimestampWithTimeZone>),
+        name!(last_failure, Option<TimestampWithTimeZone>),
+        name!(round_trip, i64),
+        name!(rounds, i64),
+        name!(failures, i64),
+        name!(full_syncs, i64),
+        name!(rows_in, i64),
+        name!(rows_out, i64),
+        name!(bytes_in, i64),
+        name!(bytes_out, i64),
+        name!(refused, i64),
+        name!(last_error, Option<String>),
+    ),
+> {
+    TableIterator::new(statistics::rows())
+}
+
+/// Wakes the worker when the transaction commits: something changed that peers wait for.
+#[pg_trigger(sql = false)]
+fn gossip_wake<'a>(
+    trigger: &'a PgTrigger<'a>,
+) -> Result<Option<PgHeapTuple<'a, impl WhoAllocated>>, Error> {
+    control::tell_at_commit();
+    Ok(trigger.new())
+}
+
+/// Asks for a worker when the transaction commits: this database has become a node.
+#[pg_trigger(sql = false)]
+fn gossip_launch<'a>(
+    trigger: &'a PgTrigger<'a>,
+) -> Result<Option<PgHeapTuple<'a, impl WhoAllocated>>, Error> {
+    control::launch_at_commit();
+    Ok(trigger.new())
+}

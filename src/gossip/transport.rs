@@ -1,0 +1,238 @@
+//! Carries messages to peers: one thread, all connections on it, nothing of PostgreSQL in it.
+//!
+//! The thread takes plain requests and hands back plain outcomes; it wakes the process through a
+//! pipe that the main loop watches beside its latch. Every request has one deadline that covers
+//! name resolution, connecting, TLS, logging in and the query, so a peer that accepts and never answers
+//! costs its own request and nothing else.
+
+use std::collections::HashMap;
+use std::io::Read;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio_postgres::{Client, Config, Statement};
+
+use super::tls;
+
+/// A connection nobody used for this long is closed.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// A message for a peer.
+pub struct Request {
+    pub peer: String,
+    /// How to reach it; a change of it makes a new connection.
+    pub options: Arc<Vec<(String, String)>>,
+    pub config: Config,
+    pub message: Vec<u8>,
+    pub timeout: Duration,
+}
+
+/// What became of it.
+pub struct Outcome {
+    pub peer: String,
+    pub answer: Result<Vec<u8>, String>,
+    pub taken: Duration,
+    pub sent_bytes: usize,
+}
+
+/// The process's end of the thread. Dropping it ends the thread.
+pub struct Transport {
+    requests: UnboundedSender<Request>,
+    outcomes: Receiver<Outcome>,
+    wake: UnixStream,
+}
+
+impl Transport {
+    /// Starts the thread. It runs with all signals blocked: they belong to the main thread.
+    pub fn start() -> std::io::Result<Self> {
+        let (requests, incoming) = unbounded_channel();
+        let (results, outcomes) = channel();
+        let (wake, waker) = UnixStream::pair()?;
+        wake.set_nonblocking(true)?;
+        waker.set_nonblocking(true)?;
+        with_signals_blocked(|| {
+            std::thread::Builder::new()
+                .name("gossip transport".into())
+                .spawn(move || run(incoming, results, waker))
+        })?;
+        Ok(Self {
+            requests,
+            outcomes,
+            wake,
+        })
+    }
+
+    /// Becomes readable when an outcome is there.
+    pub fn wake_fd(&self) -> RawFd {
+        self.wake.as_raw_fd()
+    }
+
+    /// Hands over a request; its outcome follows within its timeout. False when the thread is gone.
+    pub fn send(&self, request: Request) -> bool {
+        self.requests.send(request).is_ok()
+    }
+
+    /// Outcomes that have arrived.
+    pub fn take(&mut self) -> Vec<Outcome> {
+        let mut signals = [0; 64];
+        while matches!(self.wake.read(&mut signals), Ok(count) if count > 0) {}
+        self.outcomes.try_iter().collect()
+    }
+}
+
+fn with_signals_blocked<T>(work: impl FnOnce() -> T) -> T {
+    // SAFETY: plain signal-mask calls on values of this frame; the mask is restored.
+    unsafe {
+        let mut all = std::mem::zeroed();
+        let mut before = std::mem::zeroed();
+        libc::sigfillset(&raw mut all);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
+        let result = work();
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut());
+        result
+    }
+}
+
+fn run(incoming: UnboundedReceiver<Request>, results: Sender<Outcome>, waker: UnixStream) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .build();
+    match runtime {
+        Ok(runtime) => runtime.block_on(serve(incoming, results, waker)),
+        // Dropping `incoming` makes every later `send` say that the thread is gone.
+        Err(_) => drop(incoming),
+    }
+}
+
+/// One task per peer, so that a slow peer holds up only its own messages.
+async fn serve(
+    mut incoming: UnboundedReceiver<Request>,
+    results: Sender<Outcome>,
+    waker: UnixStream,
+) {
+    let waker = Arc::new(waker);
+    let mut peers: HashMap<String, UnboundedSender<Request>> = HashMap::new();
+    while let Some(request) = incoming.recv().await {
+        let request = match peers.get(&request.peer) {
+            Some(peer) => match peer.send(request) {
+                Ok(()) => continue,
+                // The task ended for idleness.
+                Err(returned) => returned.0,
+            },
+            None => request,
+        };
+        let (sender, receiver) = unbounded_channel();
+        peers.insert(request.peer.clone(), sender.clone());
+        tokio::spawn(serve_peer(receiver, results.clone(), Arc::clone(&waker)));
+        // The receiver was just handed to its task.
+        let _ = sender.send(request);
+    }
+}
+
+async fn serve_peer(
+    mut incoming: UnboundedReceiver<Request>,
+    results: Sender<Outcome>,
+    waker: Arc<UnixStream>,
+) {
+    let mut connection = None;
+    while let Ok(Some(request)) = tokio::time::timeout(IDLE, incoming.recv()).await {
+        let started = Instant::now();
+        let answer =
+            tokio::time::timeout(request.timeout, exchange(&mut connection, &request)).await;
+        let answer = answer.unwrap_or_else(|_| {
+            Err(format!(
+                "no answer within {} ms",
+                request.timeout.as_millis()
+            ))
+        });
+        if answer.is_err() {
+            connection = None;
+        }
+        let outcome = Outcome {
+            sent_bytes: request.message.len(),
+            peer: request.peer,
+            answer,
+            taken: started.elapsed(),
+        };
+        if results.send(outcome).is_err() {
+            return;
+        }
+        // A full pipe is readable already.
+        let _ = std::io::Write::write(&mut &*waker, &[1]);
+    }
+}
+
+struct Connection {
+    options: Arc<Vec<(String, String)>>,
+    client: Client,
+    exchange: Statement,
+}
+
+async fn exchange(
+    connection: &mut Option<Connection>,
+    request: &Request,
+) -> Result<Vec<u8>, String> {
+    let is_usable = connection.as_ref().is_some_and(|connection| {
+        !connection.client.is_closed() && connection.options == request.options
+    });
+    if !is_usable {
+        *connection = None;
+        *connection = Some(connect(request).await.map_err(|error| describe(&error))?);
+    }
+    let Some(Connection {
+        client, exchange, ..
+    }) = connection
+    else {
+        return Err("not connected".into());
+    };
+    let row = client
+        .query_one(exchange, &[&request.message])
+        .await
+        .map_err(|error| describe(&error))?;
+    row.try_get(0).map_err(|error| describe(&error))
+}
+
+async fn connect(request: &Request) -> Result<Connection, tokio_postgres::Error> {
+    let mut config = request.config.clone();
+    let timeout = request.timeout.as_millis();
+    config
+        .application_name("pg_test gossip")
+        .connect_timeout(request.timeout)
+        .keepalives_idle(Duration::from_secs(30))
+        .tcp_user_timeout(request.timeout)
+        // The far side gives up when this side would not read the answer any more.
+        .options(format!(
+            "-c statement_timeout={timeout} -c lock_timeout={timeout} -c search_path=pg_catalog"
+        ));
+    let (client, connection) = config.connect(tls::connector()).await?;
+    // Ends by itself when the client is dropped or the peer goes away; the client then says so.
+    tokio::spawn(connection);
+    let exchange = client.prepare("SELECT coord.gossip_exchange($1)").await?;
+    Ok(Connection {
+        options: Arc::clone(&request.options),
+        client,
+        exchange,
+    })
+}
+
+/// What went wrong, in words for an administrator; the client library never names the password.
+fn describe(error: &tokio_postgres::Error) -> String {
+    if let Some(reported) = error.as_db_error() {
+        let detail = reported
+            .detail()
+            .map_or_else(String::new, |detail| format!(" ({detail})"));
+        return format!("{}: {}{detail}", reported.code().code(), reported.message());
+    }
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}

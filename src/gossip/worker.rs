@@ -1,0 +1,371 @@
+//! The worker of one database: gossips with the peers, at commits and on a timer.
+//!
+//! The main thread owns SPI and waits on its latch; the network is on the transport's thread.
+//! Every step of an exchange is a transaction of its own.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use pgrx::prelude::*;
+use pgrx::{FromDatum, pg_sys};
+
+use super::background::{self, transaction};
+use super::control;
+use super::peers::{self, Peer};
+use super::protocol::{Commitment, Heard, Message, Next, Round};
+use super::replica::{Database, Standpoint};
+use super::statistics;
+use super::transport::{Outcome, Request, Transport};
+use crate::guc;
+
+/// A peer as this worker knows it. What it has heard is forgotten when the worker ends: the peer
+/// says it again.
+struct Contact {
+    peer: Peer,
+    heard: Heard,
+    round: Option<Round>,
+    /// Something changed while a round was under way.
+    is_behind: bool,
+    is_failing: bool,
+}
+
+struct Worker {
+    database: &'static control::Database,
+    transport: Transport,
+    contacts: HashMap<String, Contact>,
+    extension: Option<pg_sys::Oid>,
+    random: u64,
+}
+
+#[pg_guard]
+#[unsafe(no_mangle)]
+pub extern "C-unwind" fn pg_test_worker_main(argument: pg_sys::Datum) {
+    background::accept_signals();
+    // SAFETY: the launcher passes a database's oid; no name makes this a superuser.
+    let oid = unsafe {
+        let oid = pg_sys::Oid::from_datum(argument, false).map_or(0, pg_sys::Oid::to_u32);
+        pg_sys::BackgroundWorkerInitializeConnectionByOid(oid.into(), pg_sys::InvalidOid, 0);
+        oid
+    };
+    let Some(database) = control::database(oid) else {
+        return;
+    };
+    // SAFETY: registered once; the callback only writes shared memory.
+    unsafe { pg_sys::before_shmem_exit(Some(announce_exit), argument) };
+    control::worker_is_here(database);
+    set_session_defaults();
+    let transport = match Transport::start() {
+        Ok(transport) => transport,
+        Err(failure) => {
+            ereport!(
+                FATAL,
+                PgSqlErrorCode::ERRCODE_SYSTEM_ERROR,
+                format!("could not start the gossip transport: {failure}")
+            );
+        }
+    };
+    Worker {
+        database,
+        transport,
+        contacts: HashMap::new(),
+        extension: None,
+        random: Instant::now().elapsed().as_nanos() as u64
+            ^ u64::from(oid) << 32
+            ^ u64::from(std::process::id()),
+    }
+    .run();
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn announce_exit(_code: i32, argument: pg_sys::Datum) {
+    // SAFETY: the argument is the database's oid, as above.
+    if let Some(oid) = unsafe { pg_sys::Oid::from_datum(argument, false) }
+        && let Some(database) = control::database(oid.to_u32())
+    {
+        control::worker_is_gone(database);
+    }
+}
+
+/// Bookkeeping need not wait for the disk, and what must is flushed by `flush_at_commit`. A row that
+/// a session's transaction holds must not hold the worker.
+fn set_session_defaults() {
+    for (name, value) in [
+        (c"synchronous_commit", c"off"),
+        (c"lock_timeout", c"1s"),
+        (c"search_path", c"pg_catalog"),
+    ] {
+        // SAFETY: plain C strings of known settings.
+        unsafe {
+            pg_sys::SetConfigOption(
+                name.as_ptr(),
+                value.as_ptr(),
+                pg_sys::GucContext::PGC_SUSET,
+                pg_sys::GucSource::PGC_S_OVERRIDE,
+            );
+        }
+    }
+}
+
+fn report_activity(what: Option<&str>) {
+    let text = what.and_then(|what| std::ffi::CString::new(what).ok());
+    // SAFETY: the text is copied.
+    unsafe {
+        pg_sys::pgstat_report_activity(
+            if text.is_some() {
+                pg_sys::BackendState::STATE_RUNNING
+            } else {
+                pg_sys::BackendState::STATE_IDLE
+            },
+            text.as_ref().map_or(std::ptr::null(), |text| text.as_ptr()),
+        );
+    }
+}
+
+impl Worker {
+    fn run(mut self) {
+        let mut next_tick = Instant::now();
+        while self.database.is_wanted.load(Ordering::Acquire) {
+            for outcome in self.transport.take() {
+                self.answered(outcome);
+            }
+            if Instant::now() >= next_tick {
+                self.tick();
+                next_tick = Instant::now() + interval();
+            }
+            if self.database.is_dirty.swap(false, Ordering::AcqRel) {
+                self.refresh_peers();
+                self.gossip();
+            }
+            report_activity(None);
+            background::wait(
+                Some(self.transport.wake_fd()),
+                next_tick.saturating_duration_since(Instant::now()),
+            );
+        }
+    }
+
+    /// What the timer does: looks whether there still is a node, and repairs.
+    fn tick(&mut self) {
+        self.refresh_peers();
+        let retried =
+            transaction(|spi| Database::open(spi, Standpoint::BeforeCommit)?.retry_waiting());
+        if self.database.is_wanted.load(Ordering::Acquire) {
+            if let Err(reason) = retried {
+                pgrx::log!("pg_test: could not merge what waited: {reason}");
+            }
+            self.gossip();
+        }
+    }
+
+    /// Reads peers anew. Without extension or node there is nothing to do here any more.
+    fn refresh_peers(&mut self) {
+        report_activity(Some("reading peers"));
+        let found = transaction(|spi| {
+            let extension = spi.read(
+                c"SELECT e.oid FROM pg_catalog.pg_extension e
+                   WHERE e.extname = 'pg_test' AND to_regclass('coord.local_node') IS NOT NULL",
+                &[],
+            );
+            let Some(extension) = (!extension.is_empty())
+                .then(|| extension.get(0, 0))
+                .flatten()
+            else {
+                return Ok(None);
+            };
+            let named = spi.read(c"SELECT FROM coord.local_node", &[]);
+            if named.is_empty() {
+                return Ok(None);
+            }
+            spi.write(
+                c"SELECT coord.remove_peer(p.name)
+                    FROM coord.peer p JOIN coord.roster r ON r.name = p.name
+                   WHERE r.status = 'left'",
+                &[],
+            );
+            Ok(Some((extension, peers::peers(spi, None)?)))
+        });
+        match found {
+            Ok(Some((extension, peers))) => {
+                let is_same = *self.extension.get_or_insert(extension) == extension;
+                if is_same {
+                    self.update_contacts(peers);
+                } else {
+                    // Another extension of the same name: a new worker begins from nothing.
+                    self.leave();
+                    control::want_worker(self.database.oid());
+                }
+            }
+            Ok(None) => self.leave(),
+            Err(reason) => pgrx::log!("pg_test: could not read the peers: {reason}"),
+        }
+    }
+
+    fn leave(&self) {
+        self.database.is_wanted.store(false, Ordering::Release);
+    }
+
+    fn update_contacts(&mut self, peers: Vec<Peer>) {
+        let names: HashSet<String> = peers.iter().map(|peer| peer.name.clone()).collect();
+        self.contacts.retain(|name, _| names.contains(name));
+        for peer in peers {
+            match self.contacts.get_mut(&peer.name) {
+                Some(contact) => contact.peer = peer,
+                None => {
+                    self.contacts.insert(
+                        peer.name.clone(),
+                        Contact {
+                            peer,
+                            heard: Heard::default(),
+                            round: None,
+                            is_behind: false,
+                            is_failing: false,
+                        },
+                    );
+                }
+            }
+        }
+    }
+
+    /// Begins a round with up to `coord.gossip_fanout` peers chosen at random.
+    fn gossip(&mut self) {
+        let mut names: Vec<String> = self.contacts.keys().cloned().collect();
+        let fanout = guc::GOSSIP_FANOUT.get().unsigned_abs() as usize;
+        for place in 0..names.len().min(fanout) {
+            let other = place + self.below(names.len() - place);
+            names.swap(place, other);
+        }
+        names.truncate(fanout);
+        for name in names {
+            self.begin_round(&name);
+        }
+    }
+
+    /// A number below `bound`, by xorshift (Marsaglia 2003): choosing peers needs no more.
+    fn below(&mut self, bound: usize) -> usize {
+        self.random |= 1;
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        (self.random >> 11) as usize % bound.max(1)
+    }
+
+    fn begin_round(&mut self, name: &str) {
+        let Some(contact) = self.contacts.get_mut(name) else {
+            return;
+        };
+        if contact.round.is_some() {
+            contact.is_behind = true;
+            return;
+        }
+        contact.is_behind = false;
+        contact.round = Some(Round::new(name, Commitment::EachStep));
+        self.send_next(name);
+    }
+
+    fn send_next(&mut self, name: &str) {
+        let Some(contact) = self.contacts.get_mut(name) else {
+            return;
+        };
+        let Some(round) = &mut contact.round else {
+            return;
+        };
+        report_activity(Some(&format!("gossip with {name}")));
+        let heard = &mut contact.heard;
+        let composed = transaction(|spi| {
+            let mut database = Database::open(spi, Standpoint::BeforeCommit)?;
+            round.compose(&mut database, heard)?.encode()
+        });
+        match composed {
+            Ok(message) => {
+                statistics::step_done();
+                let is_sent = self.transport.send(Request {
+                    peer: name.to_owned(),
+                    options: contact.peer.options.clone(),
+                    config: contact.peer.config.clone(),
+                    message,
+                    timeout: Duration::from_millis(guc::PEER_TIMEOUT.get().unsigned_abs().into()),
+                });
+                if !is_sent {
+                    ereport!(
+                        FATAL,
+                        PgSqlErrorCode::ERRCODE_SYSTEM_ERROR,
+                        "the gossip transport has ended"
+                    );
+                }
+            }
+            Err(reason) => self.round_failed(name, &reason),
+        }
+    }
+
+    fn answered(&mut self, outcome: Outcome) {
+        let name = outcome.peer;
+        let answer = match outcome.answer {
+            Ok(answer) => answer,
+            Err(reason) => return self.round_failed(&name, &reason),
+        };
+        let taken = i64::try_from(outcome.taken.as_micros()).unwrap_or(i64::MAX);
+        statistics::heard(&name, answer.len(), outcome.sent_bytes, Some(taken));
+        let Some(contact) = self.contacts.get_mut(&name) else {
+            return;
+        };
+        let Some(round) = &mut contact.round else {
+            return;
+        };
+        report_activity(Some(&format!("gossip with {name}")));
+        let heard = &mut contact.heard;
+        let received = transaction(|spi| {
+            let reply = Message::decode(&answer)?;
+            let mut database = Database::open(spi, Standpoint::BeforeCommit)?;
+            let next = round.receive(&mut database, heard, &reply)?;
+            if round.received > 0 {
+                background::flush_at_commit();
+            }
+            Ok(next)
+        });
+        match received {
+            Ok(Next::Again) => {
+                statistics::step_done();
+                self.send_next(&name);
+            }
+            Ok(Next::Done) => {
+                statistics::step_done();
+                self.round_done(&name);
+            }
+            Err(reason) => self.round_failed(&name, &reason),
+        }
+    }
+
+    fn round_done(&mut self, name: &str) {
+        statistics::round_done(name);
+        let Some(contact) = self.contacts.get_mut(name) else {
+            return;
+        };
+        contact.round = None;
+        if std::mem::take(&mut contact.is_failing) {
+            pgrx::log!("pg_test: peer \"{name}\" answers again");
+        }
+        if contact.is_behind {
+            self.begin_round(name);
+        }
+    }
+
+    /// Counts the failure; the next round with this peer comes with the timer. Only the first of
+    /// a series is logged.
+    fn round_failed(&mut self, name: &str, reason: &str) {
+        statistics::step_failed();
+        statistics::failed(name, reason);
+        let Some(contact) = self.contacts.get_mut(name) else {
+            return;
+        };
+        contact.round = None;
+        contact.is_behind = false;
+        if !std::mem::replace(&mut contact.is_failing, true) {
+            pgrx::log!("pg_test: gossip with peer \"{name}\" failed: {reason}");
+        }
+    }
+}
+
+fn interval() -> Duration {
+    Duration::from_millis(guc::GOSSIP_INTERVAL.get().unsigned_abs().into())
+}

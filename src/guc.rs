@@ -1,0 +1,89 @@
+//! Every setting, with the reason for its default.
+
+use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting};
+
+/// One second: the repair timer. Changes themselves are pushed at commit, so this bounds only how
+/// long a lost push or a restarted peer goes unnoticed, and what an idle mesh costs.
+pub static GOSSIP_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(1_000);
+
+/// Three: with fan-out 3 an epidemic reaches n nodes in about log3(n) rounds; a higher fan-out
+/// mostly sends duplicates (Demers et al. 1987).
+pub static GOSSIP_FANOUT: GucSetting<i32> = GucSetting::<i32>::new(3);
+
+/// Rows in one message: large enough that a round trip is a small part of the cost of applying
+/// it, small enough that its row locks are held for milliseconds.
+pub static GOSSIP_BATCH: GucSetting<i32> = GucSetting::<i32>::new(1_000);
+
+/// Kilobytes of values in one message, for the same reasons.
+pub static GOSSIP_BATCH_SIZE: GucSetting<i32> = GucSetting::<i32>::new(1_024);
+
+/// Five seconds: longer than any pause a healthy server takes for one exchange, shorter than a
+/// person's patience.
+pub static PEER_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(5_000);
+
+/// Five minutes: far more than synchronised clocks ever differ, far less than what a wrong time
+/// zone or year would add.
+pub static MAX_CLOCK_DRIFT: GucSetting<i32> = GucSetting::<i32>::new(300_000);
+
+pub fn register() {
+    GucRegistry::define_int_guc(
+        c"coord.gossip_interval",
+        c"Time between two gossip rounds.",
+        c"A commit that changes a state is pushed at once; the rounds repair what a push missed.",
+        &GOSSIP_INTERVAL,
+        10,
+        3_600_000,
+        GucContext::Sighup,
+        GucFlags::UNIT_MS,
+    );
+    GucRegistry::define_int_guc(
+        c"coord.gossip_fanout",
+        c"Number of peers contacted in one gossip round.",
+        c"Peers are chosen at random among those known.",
+        &GOSSIP_FANOUT,
+        1,
+        1_000,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        c"coord.gossip_batch",
+        c"Largest number of rows in one gossip message.",
+        c"What exceeds it follows in further messages of the same exchange.",
+        &GOSSIP_BATCH,
+        1,
+        100_000,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        c"coord.gossip_batch_size",
+        c"Largest size of the values in one gossip message.",
+        c"A single row larger than this is sent alone.",
+        &GOSSIP_BATCH_SIZE,
+        1,
+        65_536,
+        GucContext::Sighup,
+        GucFlags::UNIT_KB,
+    );
+    GucRegistry::define_int_guc(
+        c"coord.peer_timeout",
+        c"Longest wait for a peer's answer, connecting included.",
+        c"A peer that takes longer is counted as failed and tried again in a later round.",
+        &PEER_TIMEOUT,
+        10,
+        60_000,
+        GucContext::Sighup,
+        GucFlags::UNIT_MS,
+    );
+    GucRegistry::define_int_guc(
+        c"coord.max_clock_drift",
+        c"How far ahead of this server a remote clock may be.",
+        c"A stamp further ahead is refused, so that one wrong clock cannot drag the mesh along.",
+        &MAX_CLOCK_DRIFT,
+        0,
+        86_400_000,
+        GucContext::Sighup,
+        GucFlags::UNIT_MS,
+    );
+}

@@ -1,0 +1,45 @@
+//! `pg_test`: coordination of agent fleets inside PostgreSQL.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use pgrx::prelude::*;
+
+pub mod clock;
+pub mod crdt;
+pub mod error;
+pub mod gossip;
+pub mod guc;
+pub mod json;
+pub mod node;
+mod spi;
+mod varlena;
+
+::pgrx::pg_module_magic!(name, version);
+
+extension_sql_file!("../sql/roles.sql", name = "roles", bootstrap);
+extension_sql_file!("../sql/clock.sql", name = "clock", requires = ["roles"]);
+extension_sql_file!("../sql/node.sql", name = "node", requires = ["clock"]);
+extension_sql_file!("../sql/crdt.sql", name = "crdt", requires = ["node"]);
+extension_sql_file!("../sql/state.sql", name = "state", requires = ["crdt"]);
+extension_sql_file!("../sql/gossip.sql", name = "gossip", requires = ["state"]);
+
+static PRELOADED: AtomicBool = AtomicBool::new(false);
+
+/// Whether the library was loaded by the postmaster, and shared memory is there.
+fn is_preloaded() -> bool {
+    PRELOADED.load(Ordering::Relaxed)
+}
+
+#[pg_guard]
+pub extern "C-unwind" fn _PG_init() {
+    guc::register();
+    gossip::control::register_callback();
+    // SAFETY: a plain flag of this process.
+    if unsafe { pg_sys::process_shared_preload_libraries_in_progress } {
+        clock::server::register();
+        gossip::control::register();
+        gossip::statistics::register();
+        gossip::launcher::register();
+        PRELOADED.store(true, Ordering::Relaxed);
+    }
+}

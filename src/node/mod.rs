@@ -1,0 +1,5 @@
+//! A node of the mesh: its name, its lives, its peers and the members that count.
+
+pub mod identity;
+pub mod peer;
+pub mod sql;

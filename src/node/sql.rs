@@ -1,0 +1,308 @@
+//! Binds nodes, members and peers to SQL; the declarations are in `sql/node.sql`.
+
+use std::ffi::CString;
+
+use pgrx::prelude::*;
+use pgrx::{AllocatedByPostgres, PgList, pg_sys};
+
+use super::identity::{self, Space};
+use super::peer::{self, PeerOption, PeerOptions};
+use crate::error::{self, Error, bad_argument};
+use crate::spi::{self, Session, Value};
+use crate::varlena::{SqlResult, c_string};
+
+/// This node as its table has it.
+pub struct LocalNode {
+    pub name: String,
+    pub uuid: String,
+    pub incarnation: i64,
+}
+
+/// Reads the node's row under the active snapshot. 55000 when there is none.
+pub fn local_node(spi: &Session) -> Result<LocalNode, Error> {
+    let rows = spi.read(
+        c"SELECT name, uuid::text, incarnation FROM coord.local_node",
+        &[],
+    );
+    if rows.is_empty() {
+        return Err(error::node_unnamed());
+    }
+    let required = || error::data_corrupted("coord.local_node has a null column");
+    Ok(LocalNode {
+        name: rows.get(0, 0).ok_or_else(required)?,
+        uuid: rows.get(0, 1).ok_or_else(required)?,
+        incarnation: rows.get(0, 2).ok_or_else(required)?,
+    })
+}
+
+/// The transaction-number space this database is in now.
+pub fn space(incarnation: i64) -> Space {
+    // SAFETY: plain getters; the node never runs these on a standby, where nothing is written.
+    unsafe {
+        Space {
+            system_identifier: pg_sys::GetSystemIdentifier(),
+            timeline: pg_sys::GetWALInsertionTimeLine(),
+            database: pg_sys::MyDatabaseId.to_u32(),
+            incarnation: incarnation.cast_unsigned(),
+        }
+    }
+}
+
+#[pg_extern(sql = false)]
+fn node_required() -> SqlResult<String> {
+    Err(error::node_unnamed().into())
+}
+
+#[pg_extern(sql = false)]
+fn node_init(name: Option<&str>) -> SqlResult<String> {
+    // SAFETY: a plain getter.
+    if unsafe { pg_sys::GetDatabaseEncoding() } != pg_sys::pg_enc::PG_UTF8.cast_signed() {
+        return Err(error::encoding_unsupported().into());
+    }
+    if let Some(name) = name {
+        identity::check_name(name)?;
+    }
+    spi::connect(|spi| name_node(spi, name)).map_err(Into::into)
+}
+
+fn name_node(spi: &Session, name: Option<&str>) -> Result<String, Error> {
+    // A second session naming the node at the same moment waits here for the first to commit.
+    let inserted = spi.write(
+        c"INSERT INTO coord.local_node (name, uuid, actor)
+          SELECT n.name, i.uuid, n.name
+            FROM (SELECT gen_random_uuid() AS uuid) i,
+                 LATERAL (SELECT coalesce($1, 'node-' || i.uuid) AS name) n
+          ON CONFLICT DO NOTHING",
+        &[Value::Text(name)],
+    );
+    if !inserted.is_empty() {
+        spi.write(
+            c"INSERT INTO coord.roster (name, uuid, incarnation)
+              SELECT name, uuid, incarnation FROM coord.local_node",
+            &[],
+        );
+        spi.write(
+            c"INSERT INTO coord.member (node, role, config_epoch)
+              SELECT name, 'voter', coord.config_epoch_raise() FROM coord.local_node",
+            &[],
+        );
+    }
+    let current = spi.with_snapshot(local_node)?.name;
+    match name {
+        Some(name) if name != current => Err(error::node_already_named(&current, name)),
+        _ => Ok(current),
+    }
+}
+
+#[pg_extern(sql = false)]
+fn member_set(node: &str, role: &str) -> SqlResult<i64> {
+    if !matches!(role, "voter" | "observer") {
+        return Err(bad_argument(
+            "invalid role of a member",
+            format!("The role \"{role}\" is not one of voter, observer."),
+        )
+        .into());
+    }
+    spi::connect(|spi| {
+        let known = spi.write(
+            c"SELECT role FROM coord.member WHERE node = $1 FOR UPDATE",
+            &[Value::Text(Some(node))],
+        );
+        if known.is_empty() {
+            return Err(error::member_unknown(node).into());
+        }
+        if known.get::<String>(0, 0).as_deref() != Some(role) {
+            spi.write(
+                c"UPDATE coord.member SET role = $2, config_epoch = coord.config_epoch_raise()
+                   WHERE node = $1",
+                &[Value::Text(Some(node)), Value::Text(Some(role))],
+            );
+        }
+        let epoch = spi.write(c"SELECT config_epoch FROM coord.local_node", &[]);
+        Ok(epoch.get(0, 0).unwrap_or_default())
+    })
+}
+
+fn require_superuser(what: &str) -> Result<(), Error> {
+    // SAFETY: a plain getter.
+    if unsafe { pg_sys::superuser() } {
+        Ok(())
+    } else {
+        Err(error::superuser_required(what))
+    }
+}
+
+#[pg_extern(sql = false)]
+fn add_peer(name: &str, conninfo: &str) -> SqlResult<()> {
+    require_superuser("add a peer")?;
+    identity::check_name(name)?;
+    let (own_name, user, database) = spi::connect(|spi| {
+        let own_name = spi.with_snapshot(local_node)?.name;
+        let names = spi.read(c"SELECT current_user::text, current_database()::text", &[]);
+        Ok::<_, Error>((
+            own_name,
+            names.get::<String>(0, 0).unwrap_or_default(),
+            names.get::<String>(0, 1).unwrap_or_default(),
+        ))
+    })?;
+    if name == own_name {
+        return Err(error::peer_is_self(name).into());
+    }
+    let options = peer::parse_conninfo(conninfo, &user, &database)?;
+    let server = c_string(peer::server_name(name))?;
+    if server_oid(&server) != pg_sys::InvalidOid {
+        return Err(error::peer_exists(name).into());
+    }
+    create_server(&server, &options)?;
+    spi::connect(|spi| {
+        spi.write(
+            c"INSERT INTO coord.member AS m (node, role, config_epoch)
+              VALUES ($1, 'voter', coord.config_epoch_raise())
+              ON CONFLICT (node) DO UPDATE
+                 SET role = excluded.role, config_epoch = excluded.config_epoch",
+            &[Value::Text(Some(name))],
+        );
+        // A node that left is welcome again, under its old name and uuid.
+        spi.write(
+            c"UPDATE coord.roster SET status = 'alive'
+               WHERE name = $1 AND status = 'left'
+                  OR status = 'left' AND name = (SELECT n.name FROM coord.local_node n)",
+            &[Value::Text(Some(name))],
+        );
+    });
+    Ok(())
+}
+
+#[pg_extern(sql = false)]
+fn remove_peer(name: &str) -> SqlResult<()> {
+    require_superuser("remove a peer")?;
+    let server = c_string(peer::server_name(name))?;
+    if server_oid(&server) == pg_sys::InvalidOid {
+        return Err(error::peer_unknown(name).into());
+    }
+    drop_server(&server);
+    spi::connect(|spi| {
+        spi.write(
+            c"WITH gone AS (DELETE FROM coord.member WHERE node = $1 RETURNING node)
+              SELECT coord.config_epoch_raise() FROM gone",
+            &[Value::Text(Some(name))],
+        );
+    });
+    Ok(())
+}
+
+fn server_oid(server: &CString) -> pg_sys::Oid {
+    // SAFETY: a catalog look-up by name; a missing server is the invalid oid.
+    unsafe { pg_sys::get_foreign_server_oid(server.as_ptr(), true) }
+}
+
+/// Creates the server and its user mapping through PostgreSQL's own functions rather than as SQL
+/// text: a failing statement would print the password in its error context.
+fn create_server(server: &CString, options: &PeerOptions) -> SqlResult<()> {
+    let wrapper = c"coord_mesh";
+    let server_options = option_list(&options.server)?;
+    let mapping_options = option_list(&options.mapping)?;
+    // SAFETY: the statements live in the current memory context for the length of the calls;
+    // strings they point to outlive them.
+    unsafe {
+        let mut create_server =
+            PgBox::<pg_sys::CreateForeignServerStmt, AllocatedByPostgres>::alloc_node(
+                pg_sys::NodeTag::T_CreateForeignServerStmt,
+            );
+        create_server.servername = server.as_ptr().cast_mut();
+        create_server.fdwname = wrapper.as_ptr().cast_mut();
+        create_server.options = server_options.into_pg();
+        let address = pg_sys::CreateForeignServer(create_server.as_ptr());
+        depend_on_extension(&address);
+        pg_sys::CommandCounterIncrement();
+
+        let mut role =
+            PgBox::<pg_sys::RoleSpec, AllocatedByPostgres>::alloc_node(pg_sys::NodeTag::T_RoleSpec);
+        role.roletype = pg_sys::RoleSpecType::ROLESPEC_CURRENT_USER;
+        role.location = -1;
+        let mut create_mapping =
+            PgBox::<pg_sys::CreateUserMappingStmt, AllocatedByPostgres>::alloc_node(
+                pg_sys::NodeTag::T_CreateUserMappingStmt,
+            );
+        create_mapping.user = role.as_ptr();
+        create_mapping.servername = server.as_ptr().cast_mut();
+        create_mapping.options = mapping_options.into_pg();
+        let address = pg_sys::CreateUserMapping(create_mapping.as_ptr());
+        depend_on_extension(&address);
+        pg_sys::CommandCounterIncrement();
+    }
+    Ok(())
+}
+
+fn option_list(options: &[PeerOption]) -> SqlResult<PgList<pg_sys::DefElem>> {
+    let mut list = PgList::new();
+    for (name, value) in options {
+        let name = c_string((*name).to_owned())?;
+        let value = c_string(value.clone())?;
+        // SAFETY: both strings are copied into the current memory context.
+        unsafe {
+            let value = pg_sys::makeString(pg_sys::pstrdup(value.as_ptr()));
+            let name = pg_sys::pstrdup(name.as_ptr());
+            list.push(pg_sys::makeDefElem(name, value.cast(), -1));
+        }
+    }
+    Ok(list)
+}
+
+/// Makes DROP EXTENSION take the object along, without making it a member, which a dump would
+/// leave out.
+///
+/// # Safety
+/// The address must be that of an object created in this transaction.
+unsafe fn depend_on_extension(object: &pg_sys::ObjectAddress) {
+    // SAFETY: catalog functions with valid addresses.
+    unsafe {
+        let extension = pg_sys::ObjectAddress {
+            classId: pg_sys::ExtensionRelationId,
+            objectId: pg_sys::get_extension_oid(c"pg_test".as_ptr(), false),
+            objectSubId: 0,
+        };
+        pg_sys::recordDependencyOn(
+            object,
+            &raw const extension,
+            pg_sys::DependencyType::DEPENDENCY_AUTO,
+        );
+    }
+}
+
+fn drop_server(server: &CString) {
+    let address = pg_sys::ObjectAddress {
+        classId: pg_sys::ForeignServerRelationId,
+        objectId: server_oid(server),
+        objectSubId: 0,
+    };
+    // SAFETY: the server exists; its user mapping goes with it.
+    unsafe {
+        pg_sys::performDeletion(
+            &raw const address,
+            pg_sys::DropBehavior::DROP_CASCADE,
+            pg_sys::PERFORM_DELETION_QUIETLY.cast_signed(),
+        );
+        pg_sys::CommandCounterIncrement();
+    }
+}
+
+/// Validates the options of a server or user mapping of the wrapper `coord_mesh`.
+#[pg_extern(sql = false)]
+fn peer_options_check(options: Vec<String>, catalog: pg_sys::Oid) -> SqlResult<()> {
+    let known: &[&str] = match catalog {
+        pg_sys::ForeignServerRelationId => &peer::SERVER_OPTIONS,
+        pg_sys::UserMappingRelationId => &peer::MAPPING_OPTIONS,
+        _ => &[],
+    };
+    let mut pairs = Vec::with_capacity(options.len());
+    for option in options {
+        let (name, value) = option.split_once('=').unwrap_or((&option, ""));
+        if !known.contains(&name) {
+            return Err(error::peer_option_unknown(name, known).into());
+        }
+        pairs.push((name.to_owned(), value.to_owned()));
+    }
+    peer::config(&pairs)?;
+    Ok(())
+}

@@ -1,0 +1,185 @@
+//! The edge between flat values and PostgreSQL datums, and between [`Error`] and `ereport`.
+
+use std::ffi::{CStr, CString};
+
+use pgrx::callconv::{Arg, ArgAbi, BoxRet, FcInfo};
+use pgrx::datum::Datum;
+use pgrx::nullable::Nullable;
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::prelude::*;
+use pgrx::{FromDatum, Internal, pg_sys, rust_byte_slice_to_bytea, varlena_to_byte_slice};
+
+use crate::error::{Error, SqlState, malformed_binary, malformed_text};
+
+pub type SqlResult<T> = std::result::Result<T, ErrorReport>;
+
+impl From<Error> for ErrorReport {
+    fn from(error: Error) -> Self {
+        let mut report = ErrorReport::new(error_code(error.state), error.message, "pg_test");
+        if let Some(detail) = error.detail {
+            report = report.set_detail(detail);
+        }
+        if let Some(hint) = error.hint {
+            report = report.set_hint(hint);
+        }
+        report
+    }
+}
+
+fn error_code(state: SqlState) -> PgSqlErrorCode {
+    match state {
+        SqlState::InvalidTextRepresentation => PgSqlErrorCode::ERRCODE_INVALID_TEXT_REPRESENTATION,
+        SqlState::InvalidBinaryRepresentation => {
+            PgSqlErrorCode::ERRCODE_INVALID_BINARY_REPRESENTATION
+        }
+        SqlState::NumericValueOutOfRange => PgSqlErrorCode::ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE,
+        SqlState::InvalidParameterValue => PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+        SqlState::ProgramLimitExceeded => PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
+        SqlState::NotReady => PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+        SqlState::UndefinedObject => PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
+        SqlState::DuplicateObject => PgSqlErrorCode::ERRCODE_DUPLICATE_OBJECT,
+        SqlState::InsufficientPrivilege => PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+        SqlState::ConnectionFailure => PgSqlErrorCode::ERRCODE_CONNECTION_FAILURE,
+        SqlState::DataCorrupted => PgSqlErrorCode::ERRCODE_DATA_CORRUPTED,
+        SqlState::IoError => PgSqlErrorCode::ERRCODE_IO_ERROR,
+        SqlState::ActiveTransaction => PgSqlErrorCode::ERRCODE_ACTIVE_SQL_TRANSACTION,
+    }
+}
+
+/// An argument of one of the extension's flat types: its bytes without the varlena header.
+///
+/// A short inline value is borrowed from the tuple; a compressed or external one is fetched.
+#[derive(Clone, Copy)]
+pub struct Flat<'a> {
+    bytes: &'a [u8],
+    datum: pg_sys::Datum,
+}
+
+impl<'a> Flat<'a> {
+    pub fn bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+
+    /// The argument itself as a result. An aggregate whose state already covers its input hands
+    /// the state back by pointer, which saves the executor a copy per row.
+    pub fn unchanged(&self) -> FlatResult {
+        FlatResult::Unchanged(self.datum)
+    }
+}
+
+impl FromDatum for Flat<'_> {
+    unsafe fn from_polymorphic_datum(
+        datum: pg_sys::Datum,
+        is_null: bool,
+        _type_oid: pg_sys::Oid,
+    ) -> Option<Self> {
+        if is_null {
+            return None;
+        }
+        // SAFETY: the SQL declaration makes this argument one of our varlena types. What the
+        // detoasting allocates lives in the call's memory context, as long as the call itself.
+        unsafe {
+            let value = pg_sys::pg_detoast_datum_packed(datum.cast_mut_ptr());
+            Some(Flat {
+                bytes: varlena_to_byte_slice(value),
+                datum,
+            })
+        }
+    }
+}
+
+// SAFETY: unboxing goes through `FromDatum` above, which handles null before touching the datum.
+unsafe impl<'fcx> ArgAbi<'fcx> for Flat<'fcx> {
+    unsafe fn unbox_arg_unchecked(arg: Arg<'_, 'fcx>) -> Self {
+        // SAFETY: the functions taking `Flat` are declared STRICT, so the argument is not null.
+        unsafe { arg.unbox_arg_using_from_datum() }.unwrap_or(Flat {
+            bytes: &[],
+            datum: pg_sys::Datum::null(),
+        })
+    }
+
+    unsafe fn unbox_nullable_arg(arg: Arg<'_, 'fcx>) -> Nullable<Self> {
+        // SAFETY: as above; null becomes `Nullable::Null`.
+        unsafe { arg.unbox_arg_using_from_datum() }.into()
+    }
+}
+
+/// A result of one of the flat types.
+pub enum FlatResult {
+    New(Vec<u8>),
+    Unchanged(pg_sys::Datum),
+}
+
+impl From<Vec<u8>> for FlatResult {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self::New(bytes)
+    }
+}
+
+// SAFETY: the datum is either freshly allocated in the caller's context or an argument of the call.
+unsafe impl BoxRet for FlatResult {
+    unsafe fn box_into<'fcx>(self, fcinfo: &mut FcInfo<'fcx>) -> Datum<'fcx> {
+        let datum = match self {
+            Self::New(bytes) => pg_sys::Datum::from(rust_byte_slice_to_bytea(&bytes).into_pg()),
+            Self::Unchanged(datum) => datum,
+        };
+        // SAFETY: a datum of the declared result type.
+        unsafe { fcinfo.return_raw_datum(datum) }
+    }
+}
+
+// The SQL of every function is written by hand in sql/*.sql, so these names are never printed.
+pgrx::impl_sql_translatable!(Flat<'_>, "bytea");
+pgrx::impl_sql_translatable!(FlatResult, "bytea");
+
+unsafe extern "C-unwind" {
+    // Exported by every PostgreSQL since 13 (src/common/hashfn.c); not among pgrx's bindings.
+    fn hash_bytes(bytes: *const u8, length: i32) -> u32;
+    fn hash_bytes_extended(bytes: *const u8, length: i32, seed: u64) -> u64;
+}
+
+/// PostgreSQL's own hash, so that hash joins and hash partitioning behave as for core types.
+pub fn hash(bytes: &[u8]) -> i32 {
+    let length = i32::try_from(bytes.len()).unwrap_or(i32::MAX);
+    // SAFETY: reads `length` bytes, at most what the slice holds.
+    unsafe { hash_bytes(bytes.as_ptr(), length) }.cast_signed()
+}
+
+/// The seeded form, as hash partitioning asks for it.
+pub fn hash_extended(bytes: &[u8], seed: i64) -> i64 {
+    let length = i32::try_from(bytes.len()).unwrap_or(i32::MAX);
+    // SAFETY: as in `hash`.
+    unsafe { hash_bytes_extended(bytes.as_ptr(), length, seed.cast_unsigned()) }.cast_signed()
+}
+
+/// The text of an input function's argument.
+pub fn utf8<'a>(input: &'a CStr, type_name: &str) -> SqlResult<&'a str> {
+    input.to_str().map_err(|_| {
+        malformed_text(
+            type_name,
+            "The text is not valid UTF-8; the database must use UTF8.",
+        )
+        .into()
+    })
+}
+
+/// The result of an output function.
+pub fn c_string(text: String) -> SqlResult<CString> {
+    CString::new(text)
+        .map_err(|_| malformed_binary("text", "A stored value contains a NUL character.").into())
+}
+
+/// Everything a receive function was sent.
+pub fn received(message: Internal) -> SqlResult<Vec<u8>> {
+    let missing = || malformed_binary("message", "A receive function was called without one.");
+    let datum = message.unwrap().ok_or_else(missing)?;
+    // SAFETY: PostgreSQL calls receive functions with a StringInfo in the `internal` argument;
+    // only it can call functions that take `internal`.
+    unsafe {
+        let buffer = datum.cast_mut_ptr::<pg_sys::StringInfoData>();
+        let length = (*buffer).len - (*buffer).cursor;
+        let bytes = pg_sys::pq_getmsgbytes(buffer, length);
+        let length = usize::try_from(length).unwrap_or(0);
+        Ok(std::slice::from_raw_parts(bytes.cast(), length).to_vec())
+    }
+}

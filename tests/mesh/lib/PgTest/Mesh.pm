@@ -1,0 +1,295 @@
+
+=head1 NAME
+
+PgTest::Mesh - several real servers that know each other as peers
+
+=head1 SYNOPSIS
+
+  use PgTest::Mesh;
+  use Test::More;
+
+  my $mesh = PgTest::Mesh->new(names => [ 'a', 'b', 'c' ], conf => "coord.gossip_interval = '100ms'");
+  $mesh->join_all;
+  $mesh->sql('a', 'SELECT ...');
+  $mesh->wait_for('b', 'SELECT count(*) = 2 FROM ...', 't', 'b sees both');
+  $mesh->kill9('c');
+  $mesh->restart_after_kill('c');
+  done_testing();
+
+A test waits for a condition with a deadline, never for a fixed time. When a file fails, the ends of
+its servers' logs are printed; the servers stop when it ends.
+
+=cut
+
+package PgTest::Mesh;
+
+use strict;
+use warnings;
+
+use Carp;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils ();
+use Test::More;
+use Time::HiRes qw(sleep time);
+
+# How often a wait looks again, in seconds.
+my $poll_interval = 0.1;
+
+# Every mesh of this file, for the report in END.
+my @meshes;
+
+# The settings of a node. What Cluster.pm sets before is made for tests of a single small server.
+my $settings = <<'CONF';
+shared_preload_libraries = 'pg_test'
+wal_level = logical
+# Peers connect over TCP, psql by the socket.
+listen_addresses = '127.0.0.1'
+# These tests are about what survives.
+fsync = on
+shared_buffers = 32MB
+max_connections = 60
+max_wal_senders = 20
+max_replication_slots = 20
+max_logical_replication_workers = 20
+max_worker_processes = 40
+max_prepared_transactions = 10
+# Statements of every gossip round would bury the rest.
+log_statement = ddl
+coord.gossip_interval = '200ms'
+CONF
+
+=head1 METHODS
+
+=head2 new(names => [...], conf => '...')
+
+Creates and starts one node for each name, in order. C<conf> comes last, so it wins.
+
+=cut
+
+sub new
+{
+	my ($class, %params) = @_;
+	my $self = bless { nodes => {}, names => [], conf => $params{conf} // '' }, $class;
+	push @meshes, $self;
+	$self->add($_) foreach @{ $params{names} };
+	return $self;
+}
+
+=head2 add($name, $conf)
+
+Creates and starts one more node: a server with the extension in database postgres and a node name,
+and no peers yet. Returns its PostgreSQL::Test::Cluster.
+
+=cut
+
+sub add
+{
+	my ($self, $name, $conf) = @_;
+	my $node = PostgreSQL::Test::Cluster->new($name);
+	$node->init(allows_streaming => 'logical', extra => [ '--no-locale', '-E', 'UTF8' ]);
+	$node->append_conf('postgresql.conf', join("\n", $settings, $self->{conf}, $conf // ''));
+	$self->{nodes}{$name} = $node;
+	push @{ $self->{names} }, $name;
+	$node->start;
+	$node->safe_psql('postgres', 'CREATE EXTENSION pg_test');
+	$node->safe_psql('postgres', "SELECT coord.node_init('$name')");
+	return $node;
+}
+
+=head2 node($name), names()
+
+The node as PostgreSQL::Test::Cluster has it; the names in the order of their creation.
+
+=cut
+
+sub node
+{
+	my ($self, $name) = @_;
+	return $self->{nodes}{$name} // die "the mesh has no node $name";
+}
+
+sub names
+{
+	my ($self) = @_;
+	return @{ $self->{names} };
+}
+
+=head2 conninfo($name)
+
+How peers reach the node.
+
+=cut
+
+sub conninfo
+{
+	my ($self, $name) = @_;
+	# initdb was run without a superuser's name, so it took the one of the system's user.
+	return sprintf 'host=127.0.0.1 port=%d dbname=postgres user=%s', $self->node($name)->port, scalar getpwuid($>);
+}
+
+=head2 join_all(@names)
+
+Makes the nodes, by default all of them, peers of each other.
+
+=cut
+
+sub join_all
+{
+	my ($self, @names) = @_;
+	@names = $self->names unless @names;
+	foreach my $here (@names)
+	{
+		foreach my $peer (grep { $_ ne $here } @names)
+		{
+			$self->sql($here, sprintf q{SELECT coord.add_peer('%s', '%s')}, $peer, $self->conninfo($peer));
+		}
+	}
+	return;
+}
+
+=head2 sql($name, $query)
+
+The query's result; an error ends the test file.
+
+=cut
+
+sub sql
+{
+	my ($self, $name, $query) = @_;
+	return $self->node($name)->safe_psql('postgres', $query);
+}
+
+=head2 wait_for($name, $query, $expected, $what, timeout => 60)
+
+Runs the query until it gives C<$expected> (default: t). An error counts as another result, since the
+server may be restarting. With C<$what> it is a test of that name and returns whether it passed;
+without, it is a step of the way, and ends the file when it fails.
+
+=cut
+
+sub wait_for
+{
+	my ($self, $name, $query, $expected, $what, %params) = @_;
+	$expected //= 't';
+	my $timeout = $params{timeout} // 60;
+	my $start = time;
+	my ($last, $error);
+
+	while ((my $left = $start + $timeout - time) > 0)
+	{
+		my ($out, $err, $timed_out) = ('', '', 0);
+		# A server that is stopped with a signal accepts the connection and never answers.
+		my $status = $self->node($name)->psql('postgres', $query, stdout => \$out, stderr => \$err,
+			timeout => int($left) + 1, timed_out => \$timed_out);
+		($last, $error) = ($out, $timed_out ? 'no answer' : $err);
+		if (!$timed_out && $status == 0 && $out eq $expected)
+		{
+			pass($what) if defined $what;
+			return 1;
+		}
+		sleep $poll_interval;
+	}
+
+	my $report = sprintf "node %s, after %.0f s\n  query:    %s\n  expected: %s\n  last:     %s\n",
+	  $name, time - $start, $query, $expected, $last // '(none)';
+	$report .= "  error:    $error\n" if $error;
+	diag($report);
+	croak "node $name: waited in vain" unless defined $what;
+	# The line to name is the caller's.
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	return fail($what);
+}
+
+=head2 kill9($name)
+
+Kills the postmaster with SIGKILL and waits until it is gone. Its children notice a little later.
+
+=cut
+
+sub kill9
+{
+	my ($self, $name) = @_;
+	my $node = $self->node($name);
+	my $pid = $node->{_pid} // die "node $name is not running";
+	$node->kill9;
+	$self->{killed}{$name} = $pid;
+	my $deadline = time + 60;
+	while (_is_running($pid))
+	{
+		die "postmaster $pid of node $name outlives SIGKILL" if time > $deadline;
+		sleep 0.01;
+	}
+	return;
+}
+
+=head2 restart_after_kill($name)
+
+Starts the node again. For up to 2 s that fails: the killed postmaster still has its process id until
+its parent takes notice ("lock file already exists"), and its children may still hold the shared memory.
+
+=cut
+
+sub restart_after_kill
+{
+	my ($self, $name) = @_;
+	my $node = $self->node($name);
+	my $deadline = time + 10;
+	while (!$node->start(fail_ok => 1))
+	{
+		# Cluster.pm takes the killed postmaster's process id for a running server.
+		my $pid = $node->{_pid};
+		die "node $name starts, and does not get ready"
+		  if defined $pid && $pid != ($self->{killed}{$name} // 0);
+		$node->{_pid} = undef;
+		die "node $name does not start again:\n" . $self->log_tail($name) if time > $deadline;
+		sleep $poll_interval;
+	}
+	return;
+}
+
+=head2 log_tail($name, $count)
+
+The last lines, by default 60, of the server's log.
+
+=cut
+
+sub log_tail
+{
+	my ($self, $name, $count) = @_;
+	$count //= 60;
+	my $file = $self->node($name)->logfile;
+	return '' unless -e $file;
+	my @lines = split /^/, PostgreSQL::Test::Utils::slurp_file($file);
+	splice @lines, 0, @lines - $count if @lines > $count;
+	return join '', @lines;
+}
+
+# A zombie has ended, though its process id still exists.
+sub _is_running
+{
+	my ($pid) = @_;
+	return 0 unless kill 0, $pid;
+	open my $stat, '<', "/proc/$pid/stat" or return -d '/proc/self' ? 0 : 1;
+	my $line = <$stat> // '';
+	return $line !~ /^\d+ \(.*\) Z/;
+}
+
+# Runs before Cluster.pm's END, which stops the servers.
+END
+{
+	my $exit_code = $?;
+	my $failed = $exit_code != 0 || !PostgreSQL::Test::Utils::all_tests_passing();
+	foreach my $mesh (@meshes)
+	{
+		foreach my $name ($mesh->names)
+		{
+			diag("---- end of the log of node $name\n" . $mesh->log_tail($name)) if $failed;
+			# A test that stopped a postmaster with SIGSTOP and then failed: only a running one can stop.
+			my $pid = $mesh->node($name)->{_pid};
+			kill 'CONT', $pid if defined $pid;
+		}
+	}
+	$? = $exit_code;
+}
+
+1;
