@@ -406,3 +406,181 @@ pub fn to_text(clock: Vclock) -> String {
     text.push('}');
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::error::SqlState;
+
+    type Model = BTreeMap<String, u64>;
+
+    fn clock(model: &Model) -> Vec<u8> {
+        from_entries(
+            model
+                .iter()
+                .map(|(actor, counter)| (actor.as_str(), *counter)),
+        )
+        .unwrap()
+    }
+
+    fn read(bytes: &[u8]) -> Vclock<'_> {
+        Vclock::validate(bytes).unwrap()
+    }
+
+    fn model(bytes: &[u8]) -> Model {
+        read(bytes)
+            .entries()
+            .map(|entry| {
+                (
+                    String::from_utf8(entry.actor.to_vec()).unwrap(),
+                    entry.counter,
+                )
+            })
+            .collect()
+    }
+
+    /// Few actors and small counters, so that clocks often meet.
+    fn models() -> impl Strategy<Value = Model> {
+        prop::collection::btree_map("[a-d]{1,2}|é", 1..5_u64, 0..8)
+    }
+
+    fn state(text: &str) -> SqlState {
+        from_text(text).unwrap_err().state
+    }
+
+    #[test]
+    fn bytes_are_known() {
+        let bytes = from_text(r#"{"b":7, "a":3, "zero":0}"#).unwrap();
+        let mut expected = vec![1, 0, 0, 0, 2, 0, 0, 0];
+        expected.extend_from_slice(&[1, b'a', 3, 0, 0, 0, 0, 0, 0, 0]);
+        expected.extend_from_slice(&[1, b'b', 7, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(bytes, expected);
+        assert_eq!(to_text(read(&bytes)), r#"{"a":3,"b":7}"#);
+        assert_eq!(to_text(read(&empty())), "{}");
+    }
+
+    #[test]
+    fn malformed_text_is_refused() {
+        for text in [
+            "",
+            "[]",
+            "3",
+            "{",
+            r#"{"a"}"#,
+            r#"{"a":"1"}"#,
+            r#"{"a":-1}"#,
+            r#"{"a":1.5}"#,
+            r#"{"a":1e1}"#,
+            r#"{"a":1,"a":2}"#,
+            r#"{"":1}"#,
+            r#"{"a":null}"#,
+            r#"{"a":1}x"#,
+        ] {
+            assert_eq!(state(text), SqlState::InvalidTextRepresentation, "{text}");
+        }
+        let long = format!(r#"{{"{}":1}}"#, "x".repeat(MAX_ACTOR_BYTES + 1));
+        assert_eq!(state(&long), SqlState::InvalidTextRepresentation);
+        assert_eq!(
+            state(r#"{"a":9223372036854775808}"#),
+            SqlState::NumericValueOutOfRange
+        );
+        assert!(from_text(r#"{"a":9223372036854775807}"#).is_ok());
+    }
+
+    #[test]
+    fn counters_and_entries_have_an_end() {
+        let full = from_entries([("a", MAX_COUNTER)]).unwrap();
+        assert_eq!(
+            increment(read(&full), "a").unwrap_err().state,
+            SqlState::NumericValueOutOfRange
+        );
+        let names: Vec<String> = (0..=MAX_ENTRIES).map(|n| n.to_string()).collect();
+        let many = from_entries(names[1..].iter().map(|name| (name.as_str(), 1))).unwrap();
+        assert_eq!(read(&many).len(), MAX_ENTRIES);
+        assert_eq!(
+            increment(read(&many), "0").unwrap_err().state,
+            SqlState::ProgramLimitExceeded
+        );
+        let other = from_entries([("0", 1)]).unwrap();
+        assert_eq!(
+            merge(read(&many), read(&other)).unwrap_err().state,
+            SqlState::ProgramLimitExceeded
+        );
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(20_000))]
+
+        #[test]
+        fn merge_and_meet_are_lattice_operations(a in models(), b in models(), c in models()) {
+            let (a, b, c) = (clock(&a), clock(&b), clock(&c));
+            for operation in [merge, meet] {
+                let of = |x: &[u8], y: &[u8]| operation(read(x), read(y)).unwrap();
+                prop_assert_eq!(of(&a, &b), of(&b, &a));
+                prop_assert_eq!(of(&of(&a, &b), &c), of(&a, &of(&b, &c)));
+                prop_assert_eq!(of(&a, &a), a.clone());
+            }
+            let join = merge(read(&a), read(&b)).unwrap();
+            prop_assert_eq!(&meet(read(&a), read(&join)).unwrap(), &a);
+            prop_assert!(covers(read(&join), read(&a)) && covers(read(&join), read(&b)));
+            // The least one: whatever covers both covers it.
+            let above = merge(read(&join), read(&c)).unwrap();
+            prop_assert!(covers(read(&above), read(&join)));
+        }
+
+        #[test]
+        fn agrees_with_a_map(a in models(), b in models(), actor in "[a-d]{1,2}") {
+            let (left, right) = (clock(&a), clock(&b));
+            let mut merged = a.clone();
+            for (name, counter) in &b {
+                let slot = merged.entry(name.clone()).or_default();
+                *slot = (*slot).max(*counter);
+            }
+            prop_assert_eq!(model(&merge(read(&left), read(&right)).unwrap()), merged.clone());
+            let at = |map: &Model, name: &str| map.get(name).copied().unwrap_or(0);
+            let less = merged.keys().any(|name| at(&a, name) < at(&b, name));
+            let greater = merged.keys().any(|name| at(&a, name) > at(&b, name));
+            let expected = match (less, greater) {
+                (false, false) => Causality::Equal,
+                (true, false) => Causality::Before,
+                (false, true) => Causality::After,
+                (true, true) => Causality::Concurrent,
+            };
+            prop_assert_eq!(compare(read(&left), read(&right)), expected);
+            prop_assert_eq!(covers(read(&left), read(&right)), !less);
+            let mut counted = a.clone();
+            *counted.entry(actor.clone()).or_default() += 1;
+            prop_assert_eq!(model(&increment(read(&left), &actor).unwrap()), counted);
+            prop_assert_eq!(read(&left).get(actor.as_bytes()), at(&a, &actor));
+        }
+
+        #[test]
+        fn round_trips(a in models()) {
+            let bytes = clock(&a);
+            prop_assert_eq!(from_text(&to_text(read(&bytes))).unwrap(), bytes);
+        }
+
+        #[test]
+        fn any_bytes_are_an_error_or_a_value(mut bytes: Vec<u8>, a in models(), place: prop::sample::Index, with: u8) {
+            let _ = Vclock::parse(&bytes);
+            prop_assert!(Vclock::validate(&bytes).is_err() || !bytes.is_empty());
+            bytes = clock(&a);
+            let place = place.index(bytes.len());
+            bytes[place] = with;
+            if let Ok(read) = Vclock::validate(&bytes) {
+                prop_assert_eq!(from_text(&to_text(read)).unwrap(), bytes.clone());
+            }
+        }
+
+        #[test]
+        fn any_text_is_an_error_or_a_value(text in r#"[{}":,a0-9 .\-]{0,16}"#) {
+            if let Ok(bytes) = from_text(&text) {
+                prop_assert_eq!(to_text(read(&bytes)).parse::<serde_json::Value>().is_ok(), true);
+            }
+        }
+    }
+}

@@ -582,16 +582,12 @@ pub fn delta<'s>(
 /// Per actor of `new` the counter up to which `since` covers it. An actor that `since` names out
 /// of order counts as not covered, which makes a delta larger and never wrong.
 fn covered<'s>(new: ConstraintState, since: impl IntoIterator<Item = Entry<'s>>) -> Vec<u64> {
-    let actors = new.actors().map(|actor| Entry {
-        actor: actor.name,
-        counter: actor.known.context,
-    });
     let mut since = since.into_iter().peekable();
-    actors
+    new.actors()
         .map(|actor| {
-            while since.next_if(|entry| entry.actor < actor.actor).is_some() {}
-            let entry = since.next_if(|entry| entry.actor == actor.actor);
-            entry.map_or(0, |entry| entry.counter.min(actor.counter))
+            while since.next_if(|entry| entry.actor < actor.name).is_some() {}
+            let entry = since.next_if(|entry| entry.actor == actor.name);
+            entry.map_or(0, |entry| entry.counter)
         })
         .collect()
 }
@@ -974,6 +970,32 @@ mod tests {
         state(&change(36, &max));
         for length in 0..bytes.len() {
             assert!(ConstraintState::parse(&bytes[..length]).is_err());
+        }
+    }
+
+    #[test]
+    fn holes_end_below_the_context() {
+        let write = |actor, first, last| {
+            let mut out = Writer::new(HEADER_BYTES, None);
+            out.actor(&Actor {
+                name: b"a",
+                known: Known {
+                    context: 5,
+                    ..Known::default()
+                },
+            });
+            out.hole(Run { actor, first, last });
+            out.finish().unwrap()
+        };
+        state(&write(0, 1, 4));
+        for damaged in [
+            write(0, 1, 5),
+            write(0, 5, 5),
+            write(0, 6, 7),
+            write(1, 1, 1),
+        ] {
+            let error = ConstraintState::parse(&damaged).err().unwrap();
+            assert_eq!(error.state, SqlState::InvalidBinaryRepresentation);
         }
     }
 

@@ -179,8 +179,13 @@ impl Mesh {
     pub fn crash(&mut self, node: usize) {
         self.nodes[node].crash();
         self.heard.retain(|memory, _| memory.0 != node);
-        self.lingering.retain(|open| open.node != node);
         self.exchanges.retain(|_, exchange| exchange.from != node);
+        let (gone, lingering) = std::mem::take(&mut self.lingering).into_iter().partition(|open| open.node == node);
+        self.lingering = lingering;
+        let gone: Vec<Lingering> = gone;
+        for open in gone {
+            self.fail_unless_copy(open.answer.exchange, open.is_copy);
+        }
     }
 
     // The network ----------------------------------------------------------------------------
@@ -296,6 +301,7 @@ impl Mesh {
     }
 
     fn count_message(&mut self, message: &Message) {
+        if std::env::var("TRACE").is_ok() { eprintln!("{} pos={:?} resync={} batch={:?}", message.hello.name, message.position, message.resync, message.batch.as_ref().map(|b| (&b.start, b.covered_below.is_some(), b.rows.len(), &b.next, b.frontier.is_some()))); }
         if let Some(batch) = &message.batch {
             self.traffic.batches += 1;
             self.traffic.rows += batch.rows.len() as u64;
