@@ -217,6 +217,17 @@ pub struct Covered {
     pub ceiling: Vec<u8>,
 }
 
+impl Covered {
+    /// Whether a batch from here is the shorter one. A window that was begun is carried through.
+    fn goes_beyond(&self, stored: Option<&Position>, space: &str) -> bool {
+        let end = |position: &Position| position.given.as_ref().map(|given| given.xmax);
+        self.position.space == space
+            && stored.is_none_or(|stored| {
+                stored.window.is_none() && end(&self.position) > end(stored)
+            })
+    }
+}
+
 /// From where, and how, a batch is to be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Start {
@@ -283,8 +294,7 @@ impl Heard {
             return Ok(None);
         }
         if let Some(covered) = &self.covered
-            && covered.position.space == holding.space
-            && position.is_none_or(|position| position.window.is_none())
+            && covered.goes_beyond(position, &holding.space)
         {
             return Ok(Some(Start {
                 position: covered.position.clone(),

@@ -135,7 +135,7 @@ impl Worker {
             }
             if self.database.is_dirty.swap(false, Ordering::AcqRel) {
                 self.refresh_peers();
-                self.gossip();
+                self.push();
             }
             report_activity(None);
             background::wait(
@@ -224,6 +224,14 @@ impl Worker {
                     );
                 }
             }
+        }
+    }
+
+    /// Begins a round with every peer: something was changed here.
+    fn push(&mut self) {
+        let names: Vec<String> = self.contacts.keys().cloned().collect();
+        for name in names {
+            self.begin_round(&name);
         }
     }
 

@@ -2,7 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::node::{Change, Committed, Handle, Node, Operation, Session, Standpoint, clock, counter_of, join_states, parsed};
+use super::node::{
+    Change, Committed, Handle, Node, Operation, Session, Standpoint, clock, counter_of,
+    join_states, parsed,
+};
 use crate::clock::vclock;
 use crate::crdt::constraint_state as state;
 use crate::crdt::digest::Digest;
@@ -114,6 +117,8 @@ pub struct Mesh {
     pub random: Random,
     pub faults: Faults,
     pub traffic: Traffic,
+    /// Times that all waiting messages were delivered at once: a round trip each.
+    pub waves: u32,
     pub allows_mistrust: bool,
     /// Checks of frontier and ceiling, which large meshes are too slow for.
     pub is_checked: bool,
@@ -135,10 +140,13 @@ fn link(a: usize, b: usize) -> (usize, usize) {
 impl Mesh {
     pub fn new(size: usize, seed: u64) -> Self {
         Self {
-            nodes: (0..size).map(|place| Node::new(&format!("n{place}"))).collect(),
+            nodes: (0..size)
+                .map(|place| Node::new(&format!("n{place}")))
+                .collect(),
             random: Random(seed),
             faults: Faults::default(),
             traffic: Traffic::default(),
+            waves: 0,
             allows_mistrust: false,
             is_checked: true,
             satisfied: BTreeMap::new(),
@@ -180,7 +188,9 @@ impl Mesh {
         self.nodes[node].crash();
         self.heard.retain(|memory, _| memory.0 != node);
         self.exchanges.retain(|_, exchange| exchange.from != node);
-        let (gone, lingering) = std::mem::take(&mut self.lingering).into_iter().partition(|open| open.node == node);
+        let (gone, lingering) = std::mem::take(&mut self.lingering)
+            .into_iter()
+            .partition(|open| open.node == node);
         self.lingering = lingering;
         let gone: Vec<Lingering> = gone;
         for open in gone {
@@ -203,7 +213,9 @@ impl Mesh {
         self.retry_waiting(node);
         let mut peers: Vec<usize> = (0..self.nodes.len()).filter(|peer| *peer != node).collect();
         let is_busy = |peer| {
-            let between = |exchange: &Exchange| (exchange.from, exchange.to, exchange.caller) == (node, peer, Caller::Worker);
+            let between = |exchange: &Exchange| {
+                (exchange.from, exchange.to, exchange.caller) == (node, peer, Caller::Worker)
+            };
             self.exchanges.values().any(between)
         };
         peers.retain(|peer| !is_busy(*peer));
@@ -240,7 +252,8 @@ impl Mesh {
 
     /// A user's round, within a transaction that may have written.
     pub fn begin_user_exchange(&mut self, from: usize, to: usize, handle: Handle) -> u64 {
-        self.heard.remove(&(from, to, Caller::User, Side::Initiator));
+        self.heard
+            .remove(&(from, to, Caller::User, Side::Initiator));
         self.begin(from, to, Caller::User, Some(handle))
     }
 
@@ -266,7 +279,10 @@ impl Mesh {
         let mut heard = self.remembered(memory);
         let handle = exchange.whole.unwrap_or_else(|| self.nodes[from].begin());
         let mut session = self.session(from, handle, Standpoint::BeforeCommit);
-        let message = exchange.round.compose(&mut session, &mut heard).expect("a message");
+        let message = exchange
+            .round
+            .compose(&mut session, &mut heard)
+            .expect("a message");
         if exchange.whole.is_none() {
             let committed = self.commit(from, handle);
             assert!(!committed.wrote, "composing writes nothing");
@@ -301,7 +317,6 @@ impl Mesh {
     }
 
     fn count_message(&mut self, message: &Message) {
-        if std::env::var("TRACE").is_ok() { eprintln!("{} pos={:?} resync={} batch={:?}", message.hello.name, message.position, message.resync, message.batch.as_ref().map(|b| (&b.start, b.covered_below.is_some(), b.rows.len(), &b.next, b.frontier.is_some()))); }
         if let Some(batch) = &message.batch {
             self.traffic.batches += 1;
             self.traffic.rows += batch.rows.len() as u64;
@@ -340,7 +355,11 @@ impl Mesh {
             answer: Answer {
                 exchange: request.exchange,
                 bytes: Vec::new(),
-                content: response.message.claim.as_ref().map_or([0; 32], |claim| claim.digest),
+                content: response
+                    .message
+                    .claim
+                    .as_ref()
+                    .map_or([0; 32], |claim| claim.digest),
             },
             message: response.message,
             is_copy: request.is_copy,
@@ -463,26 +482,28 @@ impl Mesh {
         (self.traffic.since(before), self.last_converged)
     }
 
-    /// One tick of every node, all at once.
+    /// One tick of every node, all at once; every message takes the same time.
     pub fn round(&mut self, fanout: usize) {
         for node in 0..self.nodes.len() {
             self.tick(node, fanout);
         }
-        self.deliver_all();
+        while !self.exchanges.is_empty() {
+            self.waves += 1;
+            for request in std::mem::take(&mut self.requests) {
+                self.deliver_request(&request);
+            }
+            for answer in std::mem::take(&mut self.answers) {
+                self.deliver_answer(&answer);
+            }
+        }
     }
 
-    /// Rounds until all nodes hold the same completely, and the first after which contents agreed.
-    pub fn rounds_to_converge(&mut self, fanout: usize, limit: u32) -> (u32, u32) {
-        let mut agreed = None;
+    /// Rounds until all nodes hold the same and know that they hold it completely.
+    pub fn rounds_to_converge(&mut self, fanout: usize, limit: u32) -> u32 {
         for round in 1..=limit {
             self.round(fanout);
-            if agreed.is_none() && self.agrees() {
-                agreed = Some(round);
-            }
-            if let Some(agreed) = agreed
-                && self.is_complete()
-            {
-                return (agreed, round);
+            if self.agrees() && self.is_complete() {
+                return round;
             }
         }
         panic!("not converged after {limit} rounds");
@@ -540,9 +561,17 @@ impl Mesh {
     fn check_node(&mut self, place: usize) {
         let held = self.nodes[place].held();
         let node = &self.nodes[place];
-        assert!(vclock::covers(clock(&held.ceiling), clock(&held.frontier)), "ceiling below frontier");
+        assert!(
+            vclock::covers(clock(&held.ceiling), clock(&held.frontier)),
+            "ceiling below frontier"
+        );
         if !self.allows_mistrust {
-            assert_eq!(node.mistrusted(), 0, "{} sees corruption where there is none", node.name);
+            assert_eq!(
+                node.mistrusted(),
+                0,
+                "{} sees corruption where there is none",
+                node.name
+            );
         }
         for origin in &self.nodes {
             let actor = origin.name.as_bytes();
@@ -553,7 +582,8 @@ impl Mesh {
                 // Later changes of a state cover earlier ones.
                 if let Some(last) = changes.iter().rfind(|change| change.xid < frontier) {
                     assert!(
-                        value.is_some_and(|value| state::covers(parsed(value), parsed(&last.value))),
+                        value
+                            .is_some_and(|value| state::covers(parsed(value), parsed(&last.value))),
                         "{} calls {} complete below {frontier} and lacks {name} of {}",
                         node.name,
                         origin.name,
@@ -561,9 +591,14 @@ impl Mesh {
                     );
                 }
                 let counter = value.map_or(0, |value| counter_of(value, &origin.name));
-                let is_above = |change: &&Change| change.is_event && change.counter <= counter && change.xid >= ceiling;
+                let is_above = |change: &&Change| {
+                    change.is_event && change.counter <= counter && change.xid >= ceiling
+                };
                 if let Some(above) = changes.iter().find(is_above) {
-                    panic!("{} has {name} of {} {}, above its ceiling {ceiling}", node.name, origin.name, above.xid);
+                    panic!(
+                        "{} has {name} of {} {}, above its ceiling {ceiling}",
+                        node.name, origin.name, above.xid
+                    );
                 }
             }
         }
@@ -572,25 +607,47 @@ impl Mesh {
     /// After everything has ended: all hold the merge of all that was committed.
     pub fn check_end(&mut self) {
         let mut expected: BTreeMap<&str, Vec<u8>> = BTreeMap::new();
-        for change in self.nodes.iter().flat_map(|node| node.history.values().flatten()) {
-            let merged = expected.get(change.name.as_str()).map_or_else(|| change.value.clone(), |value| join_states(value, &change.value));
+        for change in self
+            .nodes
+            .iter()
+            .flat_map(|node| node.history.values().flatten())
+        {
+            let merged = expected.get(change.name.as_str()).map_or_else(
+                || change.value.clone(),
+                |value| join_states(value, &change.value),
+            );
             expected.insert(&change.name, merged);
         }
         for node in &self.nodes {
             let content = node.content();
-            assert_eq!(content.len(), expected.len(), "{} has other states", node.name);
+            assert_eq!(
+                content.len(),
+                expected.len(),
+                "{} has other states",
+                node.name
+            );
             for (name, value) in &expected {
                 assert_eq!(content[name], value.as_slice(), "{name} at {}", node.name);
                 let satisfied = self.satisfied.get(*name).copied().unwrap_or(0);
-                assert_eq!(parsed(value).satisfied_total(), satisfied, "{name} at {}", node.name);
+                assert_eq!(
+                    parsed(value).satisfied_total(),
+                    satisfied,
+                    "{name} at {}",
+                    node.name
+                );
             }
         }
     }
 
     pub fn open_handles(&self, node: usize) -> Vec<Handle> {
         let is_gossip = |handle: &Handle| {
-            self.lingering.iter().any(|open| (open.node, open.handle) == (node, *handle))
-                || self.exchanges.values().any(|exchange| exchange.from == node && exchange.whole == Some(*handle))
+            self.lingering
+                .iter()
+                .any(|open| (open.node, open.handle) == (node, *handle))
+                || self
+                    .exchanges
+                    .values()
+                    .any(|exchange| exchange.from == node && exchange.whole == Some(*handle))
         };
         let mut handles = self.nodes[node].open_handles();
         handles.retain(|handle| !is_gossip(handle));

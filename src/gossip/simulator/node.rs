@@ -142,6 +142,8 @@ pub struct Node {
     pub name: String,
     /// Rows read for one batch.
     pub limit: usize,
+    /// A state of which nothing is accepted, as when a stamp in it is too far ahead.
+    pub refused: Option<&'static str>,
     versions: BTreeMap<String, Version>,
     pub cursors: BTreeMap<String, Cursor>,
     waiting: BTreeMap<String, Vec<u8>>,
@@ -160,6 +162,7 @@ impl Node {
         Self {
             name: name.to_owned(),
             limit: NO_LIMIT,
+            refused: None,
             versions: BTreeMap::new(),
             cursors: BTreeMap::new(),
             waiting: BTreeMap::new(),
@@ -204,14 +207,20 @@ impl Node {
     }
 
     fn version(&self, handle: Handle, name: &str) -> Option<&Version> {
-        let own = self.open.get(&handle).and_then(|own| own.versions.get(name));
+        let own = self
+            .open
+            .get(&handle)
+            .and_then(|own| own.versions.get(name));
         own.or_else(|| self.versions.get(name))
     }
 
     /// What a transaction sees.
     fn visible(&self, handle: Handle) -> impl Iterator<Item = (&String, &Version)> {
         let own = &self.open[&handle].versions;
-        let others = self.versions.iter().filter(|(name, _)| !own.contains_key(*name));
+        let others = self
+            .versions
+            .iter()
+            .filter(|(name, _)| !own.contains_key(*name));
         own.iter().chain(others)
     }
 
@@ -221,12 +230,16 @@ impl Node {
             return false;
         }
         let old = self.version(handle, name).cloned();
-        let base = old.as_ref().map_or_else(state::empty, |old| old.value.clone());
+        let base = old
+            .as_ref()
+            .map_or_else(state::empty, |old| old.value.clone());
         let is_absent = |id| old.is_some() && !parsed(&base).contains(id);
         if matches!(operation, Operation::Remove(id) if is_absent(id)) {
             return true;
         }
-        let value = operation.apply(&base, &self.name).expect("an operation in range");
+        let value = operation
+            .apply(&base, &self.name)
+            .expect("an operation in range");
         let own = self.xid(handle);
         // A row may have been changed by a transaction with a higher number that has ended. The
         // ceiling is read off these numbers, so none may go down.
@@ -240,7 +253,14 @@ impl Node {
         true
     }
 
-    fn put(&mut self, handle: Handle, name: &str, value: Vec<u8>, xid: Option<u64>, learned_from: Option<String>) {
+    fn put(
+        &mut self,
+        handle: Handle,
+        name: &str,
+        value: Vec<u8>,
+        xid: Option<u64>,
+        learned_from: Option<String>,
+    ) {
         let version = Version {
             digest: digest::row_digest(name, &value),
             value,
@@ -248,11 +268,16 @@ impl Node {
             local_xid: self.xid(handle),
             learned_from,
         };
-        self.transaction(handle).versions.insert(name.to_owned(), version);
+        self.transaction(handle)
+            .versions
+            .insert(name.to_owned(), version);
     }
 
     pub fn rollback(&mut self, handle: Handle) {
-        let ended = self.open.remove(&handle).and_then(|transaction| transaction.xid);
+        let ended = self
+            .open
+            .remove(&handle)
+            .and_then(|transaction| transaction.xid);
         self.latest_ended = self.latest_ended.max(ended.unwrap_or(0));
     }
 
@@ -265,7 +290,10 @@ impl Node {
             satisfied: transaction.satisfied,
         };
         for change in &committed.changes {
-            self.history.entry(change.name.clone()).or_default().push(change.clone());
+            self.history
+                .entry(change.name.clone())
+                .or_default()
+                .push(change.clone());
         }
         for cursor in transaction.cursors.values() {
             self.learned_frontier = join_clocks(&self.learned_frontier, &cursor.frontier);
@@ -337,7 +365,10 @@ impl Node {
     }
 
     fn holding(&self, handle: Handle, snapshot: &Snapshot) -> Holding {
-        let last = self.visible(handle).filter_map(|(_, version)| version.xid).max();
+        let last = self
+            .visible(handle)
+            .filter_map(|(_, version)| version.xid)
+            .max();
         let own_ceiling = last.map_or(0, |last| last + 1);
         let with_own = |learned: &[u8], own| {
             let own = vclock::from_entries([(self.name.as_str(), own)]).expect("one entry");
@@ -365,12 +396,16 @@ impl Node {
     }
 
     pub fn value(&self, name: &str) -> Option<&[u8]> {
-        self.versions.get(name).map(|version| version.value.as_slice())
+        self.versions
+            .get(name)
+            .map(|version| version.value.as_slice())
     }
 
     pub fn content(&self) -> BTreeMap<&str, &[u8]> {
         let versions = self.versions.iter();
-        versions.map(|(name, version)| (name.as_str(), version.value.as_slice())).collect()
+        versions
+            .map(|(name, version)| (name.as_str(), version.value.as_slice()))
+            .collect()
     }
 
     pub fn digest(&self) -> Digest {
@@ -391,7 +426,9 @@ impl Node {
 }
 
 fn digest_of<'v>(versions: impl Iterator<Item = &'v Version>) -> Digest {
-    versions.fold([0; digest::DIGEST_BYTES], |sum, version| digest::add(&sum, &version.digest))
+    versions.fold([0; digest::DIGEST_BYTES], |sum, version| {
+        digest::add(&sum, &version.digest)
+    })
 }
 
 pub fn counter_of(value: &[u8], actor: &str) -> u64 {
@@ -425,7 +462,11 @@ impl Session<'_> {
     }
 
     fn cursor(&self, peer: &str) -> Cursor {
-        let stored = self.own().cursors.get(peer).or_else(|| self.node.cursors.get(peer));
+        let stored = self
+            .own()
+            .cursors
+            .get(peer)
+            .or_else(|| self.node.cursors.get(peer));
         stored.cloned().unwrap_or_else(Cursor::new)
     }
 
@@ -434,11 +475,17 @@ impl Session<'_> {
         if self.cursor(peer) == cursor {
             return Ok(false);
         }
-        if self.node.is_locked(self.handle, |other| other.cursors.contains_key(peer)) {
+        if self
+            .node
+            .is_locked(self.handle, |other| other.cursors.contains_key(peer))
+        {
             return Err(error::data_corrupted("could not obtain lock on row"));
         }
         self.node.xid(self.handle);
-        self.node.transaction(self.handle).cursors.insert(peer.to_owned(), cursor);
+        self.node
+            .transaction(self.handle)
+            .cursors
+            .insert(peer.to_owned(), cursor);
         Ok(true)
     }
 
@@ -456,14 +503,24 @@ impl Session<'_> {
     /// Merges rows and what waits; returns how many states changed.
     fn learn(&mut self, peer: &str, rows: &[Row]) -> Result<u64> {
         let waited = self.waiting();
-        let touches_waiting = !waited.is_empty() || rows.iter().any(|row| self.node.is_state_locked(self.handle, &row.name));
-        if touches_waiting && self.node.is_locked(self.handle, |other| !other.waiting.is_empty()) {
+        let touches_waiting = !waited.is_empty()
+            || rows
+                .iter()
+                .any(|row| self.node.is_state_locked(self.handle, &row.name));
+        if touches_waiting
+            && self
+                .node
+                .is_locked(self.handle, |other| !other.waiting.is_empty())
+        {
             return Err(error::data_corrupted("could not obtain lock on row"));
         }
         let giver = waited.is_empty().then(|| peer.to_owned());
         let mut incoming = waited.clone();
         for row in rows {
-            let value = incoming.get(&row.name).map_or_else(|| row.value.clone(), |waited| join_states(waited, &row.value));
+            let value = incoming.get(&row.name).map_or_else(
+                || row.value.clone(),
+                |waited| join_states(waited, &row.value),
+            );
             incoming.insert(row.name.clone(), value);
         }
         let mut changed = 0;
@@ -478,10 +535,18 @@ impl Session<'_> {
         Ok(changed)
     }
 
-    fn keep_waiting(&mut self, name: &str, value: Option<Vec<u8>>, waited: &BTreeMap<String, Vec<u8>>) {
+    fn keep_waiting(
+        &mut self,
+        name: &str,
+        value: Option<Vec<u8>>,
+        waited: &BTreeMap<String, Vec<u8>>,
+    ) {
         if waited.get(name) != value.as_ref() {
             self.node.xid(self.handle);
-            self.node.transaction(self.handle).waiting.insert(name.to_owned(), value);
+            self.node
+                .transaction(self.handle)
+                .waiting
+                .insert(name.to_owned(), value);
         }
     }
 
@@ -503,10 +568,18 @@ impl Session<'_> {
             return Ok(false);
         }
         let mut raised = false;
-        let own: BTreeSet<String> = self.own().cursors.keys().chain(self.node.cursors.keys()).cloned().collect();
+        let own: BTreeSet<String> = self
+            .own()
+            .cursors
+            .keys()
+            .chain(self.node.cursors.keys())
+            .cloned()
+            .collect();
         for peer in own {
             let mut cursor = self.cursor(&peer);
-            let is_locked = self.node.is_locked(self.handle, |other| other.cursors.contains_key(&peer));
+            let is_locked = self
+                .node
+                .is_locked(self.handle, |other| other.cursors.contains_key(&peer));
             if !is_locked && !vclock::covers(clock(&cursor.frontier), clock(&cursor.pending)) {
                 cursor.frontier = join_clocks(&cursor.frontier, &cursor.pending);
                 raised |= self.put_cursor(&peer, cursor)?;
@@ -537,9 +610,14 @@ impl Session<'_> {
         let mut found = self.changes(&start.position, &until);
         let is_cut_off = found.len() >= self.node.limit;
         found.truncate(self.node.limit);
-        let last = found.last().filter(|_| is_cut_off).map(|(xid, name, _)| (*xid, (*name).clone()));
+        let last = found
+            .last()
+            .filter(|_| is_cut_off)
+            .map(|(xid, name, _)| (*xid, (*name).clone()));
         let rows = (found.into_iter())
-            .filter(|(_, _, version)| start.is_full() || version.learned_from.as_deref() != Some(peer))
+            .filter(|(_, _, version)| {
+                start.is_full() || version.learned_from.as_deref() != Some(peer)
+            })
             .map(|(_, name, version)| Row {
                 name: name.clone(),
                 value: version.value.clone(),
@@ -550,7 +628,11 @@ impl Session<'_> {
             rows,
             next: Position {
                 space: holding.space.clone(),
-                given: if is_exhausted { Some(until.clone()) } else { start.position.given.clone() },
+                given: if is_exhausted {
+                    Some(until.clone())
+                } else {
+                    start.position.given.clone()
+                },
                 window: last.map(|(after_xid, after_name)| Window {
                     until,
                     after_xid,
@@ -566,11 +648,16 @@ impl Session<'_> {
 
     /// What changed since a position as far as a snapshot sees it, in order.
     fn changes(&self, start: &Position, until: &Snapshot) -> Vec<(u64, &String, &Version)> {
-        let after = start.window.as_ref().map(|window| (window.after_xid, &window.after_name));
+        let after = start
+            .window
+            .as_ref()
+            .map(|window| (window.after_xid, &window.after_name));
         let is_given = |xid| start.given.as_ref().is_some_and(|given| given.sees(xid));
         let mut found: Vec<_> = (self.node.visible(self.handle))
             .map(|(name, version)| (version.local_xid, name, version))
-            .filter(|(xid, name, _)| !is_given(*xid) && until.sees(*xid) && Some((*xid, *name)) > after)
+            .filter(|(xid, name, _)| {
+                !is_given(*xid) && until.sees(*xid) && Some((*xid, *name)) > after
+            })
             .collect();
         found.sort_unstable_by_key(|(xid, name, _)| (*xid, *name));
         found
@@ -596,13 +683,16 @@ impl Replica for Session<'_> {
     }
 
     fn absorb(&mut self, peer: &str, batch: &Batch) -> Result<Absorbed> {
-        let changed = self.learn(peer, &batch.rows)?;
+        let is_accepted = |row: &&Row| self.node.refused != Some(row.name.as_str());
+        let rows: Vec<Row> = batch.rows.iter().filter(is_accepted).cloned().collect();
+        let is_whole = rows.len() == batch.rows.len();
+        let changed = self.learn(peer, &rows)?;
         let mut cursor = self.cursor(peer);
         let before = cursor.clone();
         cursor.ceiling = join_clocks(&cursor.ceiling, &batch.ceiling);
         let frontier = self.holding().1.frontier;
-        let is_wanted = !cursor.resync || batch.start.is_beginning();
-        if is_wanted && continues(batch, cursor.position.as_ref(), &frontier)? {
+        let is_wanted = is_whole && (!cursor.resync || batch.start.is_beginning());
+        if is_wanted && continues(batch, cursor.position.as_ref(), &frontier, &self.node.name)? {
             cursor.position = Some(batch.next.clone());
             cursor.resync = false;
             if let Some(frontier) = &batch.frontier {
@@ -613,7 +703,7 @@ impl Replica for Session<'_> {
         self.put_cursor(peer, cursor)?;
         let completed = self.complete()?;
         Ok(Absorbed {
-            received: batch.rows.len() as u64,
+            received: rows.len() as u64,
             changed,
             learned: changed > 0 || completed || raised_ceiling,
         })

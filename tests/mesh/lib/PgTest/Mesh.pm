@@ -114,17 +114,33 @@ sub names
 	return @{ $self->{names} };
 }
 
-=head2 conninfo($name)
+=head2 conninfo($name, port => ..., dbname => ..., user => ..., password => ...)
 
-How peers reach the node.
+How peers reach the node; options given replace the usual ones. With a port the name can be that of no
+node of the mesh.
 
 =cut
 
 sub conninfo
 {
-	my ($self, $name) = @_;
+	my ($self, $name, %options) = @_;
 	# initdb was run without a superuser's name, so it took the one of the system's user.
-	return sprintf 'host=127.0.0.1 port=%d dbname=postgres user=%s', $self->node($name)->port, scalar getpwuid($>);
+	my %all = (host => '127.0.0.1', dbname => 'postgres', user => scalar getpwuid($>), %options);
+	$all{port} //= $self->node($name)->port;
+	return join ' ', map { "$_=$all{$_}" } sort keys %all;
+}
+
+=head2 add_peer($here, $peer, %options)
+
+Makes C<$peer> a peer of C<$here>; options as for conninfo.
+
+=cut
+
+sub add_peer
+{
+	my ($self, $here, $peer, %options) = @_;
+	$self->sql($here, sprintf q{SELECT coord.add_peer('%s', '%s')}, $peer, $self->conninfo($peer, %options));
+	return;
 }
 
 =head2 join_all(@names)
@@ -141,7 +157,7 @@ sub join_all
 	{
 		foreach my $peer (grep { $_ ne $here } @names)
 		{
-			$self->sql($here, sprintf q{SELECT coord.add_peer('%s', '%s')}, $peer, $self->conninfo($peer));
+			$self->add_peer($here, $peer);
 		}
 	}
 	return;
@@ -198,6 +214,68 @@ sub wait_for
 	# The line to name is the caller's.
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
 	return fail($what);
+}
+
+=head2 content($name)
+
+Every state with its bytes, one per line.
+
+=cut
+
+sub content
+{
+	my ($self, $name) = @_;
+	return $self->sql($name,
+		q{SELECT string_agg(format('%s %s', name, encode(value::bytea, 'hex')), E'\n' ORDER BY name) FROM coord.state});
+}
+
+=head2 converges($what, @names)
+
+A test: each of the nodes, by default all of them, comes to call itself converged with all of its peers,
+and then their states are equal byte for byte and their digests too.
+
+=cut
+
+sub converges
+{
+	my ($self, $what, @names) = @_;
+	@names = $self->names unless @names;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	my $is_reached = eval {
+		$self->wait_for($_, 'SELECT count(*) > 0 AND bool_and(converged) FROM coord.convergence') foreach @names;
+		1;
+	};
+	return fail($what) unless $is_reached;
+	my %seen = map { ($self->content($_) . "\n" . $self->digest($_) => $_) } @names;
+	return pass($what) if keys %seen == 1;
+	diag("$seen{$_}:\n$_") foreach sort keys %seen;
+	return fail($what);
+}
+
+=head2 digest($name)
+
+The digest over all states, in hexadecimal.
+
+=cut
+
+sub digest
+{
+	my ($self, $name) = @_;
+	return $self->sql($name, q{SELECT encode(digest, 'hex') FROM coord.gossip_claim()});
+}
+
+=head2 sqlstate($name, $query, %params)
+
+The SQLSTATE the query fails with, or an empty string; parameters as for psql of PostgreSQL::Test::Cluster.
+
+=cut
+
+sub sqlstate
+{
+	my ($self, $name, $query, %params) = @_;
+	my (undef, undef, $err) = $self->node($name)->psql('postgres', $query,
+		extra_params => [ '-v', 'VERBOSITY=sqlstate' ], %params);
+	return $err =~ /(?:ERROR|FATAL):  (\w{5})/ ? $1 : '';
 }
 
 =head2 kill9($name)

@@ -1,0 +1,54 @@
+# A dump has what is authoritative and nothing that must be found out anew.
+
+use strict;
+use warnings;
+
+use PgTest::Mesh;
+use PostgreSQL::Test::Utils ();
+use Test::More;
+
+my $mesh = PgTest::Mesh->new(names => [ 'a', 'b' ], conf => "coord.gossip_interval = '100ms'");
+$mesh->join_all;
+foreach my $name ($mesh->names)
+{
+	$mesh->sql($name, <<SQL);
+SELECT coord.state_add_constraint('s', 'of-$name'), coord.state_record_satisfied('s', 7), coord.state_move('s', 1, 2);
+SELECT coord.state_add_constraint('gone', 'x');
+SELECT coord.state_remove_constraint('gone', 'x');
+SELECT coord.state_add_constraint(E'odd ''name'' \\t\\\\ ä', E'odd "id" \\n ü');
+SQL
+}
+$mesh->converges('two nodes converge before the dump');
+my $content = $mesh->content('a');
+my $actor = 'SELECT format(\'%s %s %s\', name, incarnation, uuid) FROM coord.local_node';
+
+# Where it is restored to has no workers of its own in the way.
+my $fresh = $mesh->add('fresh');
+my $folder = PostgreSQL::Test::Utils::tempdir();
+my $source = $mesh->node('a');
+my $target = 'host=' . $fresh->host . ' port=' . $fresh->port;
+
+my %restore = (
+	plain => [ [ 'psql', '-XqAt', '-v', 'ON_ERROR_STOP=1', '-f', "$folder/plain", '-d', "$target dbname=plain" ] ],
+	custom => [ [ 'pg_restore', '--exit-on-error', '-d', "$target dbname=custom", "$folder/custom" ] ]);
+foreach my $format (sort keys %restore)
+{
+	$fresh->command_ok([ 'pg_dump', "--format=$format", '-f', "$folder/$format", '-d', $source->connstr('postgres') ],
+		"pg_dump in $format format works");
+	$fresh->safe_psql('postgres', "CREATE DATABASE $format TEMPLATE template0");
+	my ($out, $err) = PostgreSQL::Test::Utils::run_command($restore{$format}[0]);
+	is($err, '', "it is restored without an error or warning");
+	is( $fresh->safe_psql($format,
+			q{SELECT string_agg(format('%s %s', name, encode(value::bytea, 'hex')), E'\n' ORDER BY name) FROM coord.state}),
+		$content, 'the states have the same bytes');
+	is($fresh->safe_psql($format, 'SELECT count(*) FROM coord.state WHERE digest <> coord.state_row_digest(name, value)'),
+		'0', 'and digests that fit');
+	# The worker of a restored node may fill them again as soon as it reaches a peer.
+	my $dumped = PostgreSQL::Test::Utils::slurp_file("$folder/plain") if $format eq 'plain';
+	unlike($dumped, qr/COPY coord\.(?:peer_cursor|ack|state_waiting)/, 'what gossip finds out anew is not in the dump') if $dumped;
+	note("restored as: " . $fresh->safe_psql($format, $actor) . ', dumped from: ' . $mesh->sql('a', $actor));
+	note('peers: ' . $fresh->safe_psql($format, q{SELECT string_agg(name, ',') FROM coord.peer}));
+	note('workers: ' . $fresh->safe_psql($format, q{SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'pg_test worker' AND datname = current_database()}));
+}
+
+done_testing();

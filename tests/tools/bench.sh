@@ -1,0 +1,242 @@
+#!/usr/bin/env bash
+# Measures, always against something else in the same run, and prints the table of the README.
+# Rounds are interleaved and medians taken: the machine is shared, so only ratios mean anything.
+set -euo pipefail
+# shellcheck source=tests/tools/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+cd "$root"
+
+readonly rounds=5
+
+free_port() {
+	perl -MIO::Socket::INET -e \
+		'print IO::Socket::INET->new(Listen => 1, LocalAddr => "127.0.0.1")->sockport'
+}
+
+declare -A port
+start_node() {
+	port[$1]=$(free_port)
+	start_server "$1" "listen_addresses = '127.0.0.1'
+		port = ${port[$1]}
+		shared_preload_libraries = 'pg_test'
+		wal_level = logical
+		shared_buffers = 512MB
+		autovacuum = off
+		max_parallel_workers_per_gather = 0
+		jit = off"
+	sql "$1" "CREATE EXTENSION pg_test" >/dev/null
+	sql "$1" "SELECT coord.node_init('$1')" >/dev/null
+}
+
+sql() {
+	as_server psql -XAtq -v ON_ERROR_STOP=1 -h 127.0.0.1 -p "${port[$1]}" -U postgres -d postgres -c "$2"
+}
+
+# Milliseconds the server needs for a query.
+milliseconds() {
+	sql a "EXPLAIN (ANALYZE, TIMING OFF, COSTS OFF) $1" | sed -nE 's/^Execution Time: (.*) ms$/\1/p'
+}
+
+median() { sort -n | awk '{ v[NR] = $1 } END { print v[int((NR + 1) / 2)] }'; }
+
+# compare NAME=QUERY…: medians over interleaved rounds, in the array `took`.
+declare -A took
+compare() {
+	local round pair
+	local -A times=()
+	for ((round = 0; round < rounds; round++)); do
+		for pair in "$@"; do times[${pair%%=*}]+="$(milliseconds "${pair#*=}") "; done
+	done
+	for pair in "$@"; do
+		took[${pair%%=*}]=$(tr ' ' '\n' <<<"${times[${pair%%=*}]}" | sed '/^$/d' | median)
+	done
+}
+
+calc() { awk "BEGIN { printf \"%.3g\", $1 }"; }
+
+# row WHAT MEASURED BAR
+row() { printf '| %s | %s | %s |\n' "$1" "$2" "$3"; }
+
+# clocks_of N: two clocks of N actors as an SQL expression, every second counter ahead on either side.
+clocks_of() {
+	local side
+	for side in 0 1; do
+		printf "(SELECT format('{%%s}', string_agg(format('\"actor%%s\":%%s', lpad(n::text, 5, '0'), n + 1 + (n + %s) %% 2), ','))::coord.vclock FROM generate_series(0, %s) n) AS %s\n" \
+			"$side" $(($1 - 1)) "$([[ $side == 0 ]] && echo a, || echo b)"
+	done
+}
+
+make_clocks() {
+	sql a "CREATE TABLE clocks AS SELECT c.* FROM (SELECT $(clocks_of 16)) c, generate_series(1, $1) i"
+	sql a "CREATE TABLE jsonb_clocks AS SELECT a::jsonb, b::jsonb FROM clocks LIMIT 2000"
+	sql a "VACUUM ANALYZE clocks"
+	sql a "VACUUM ANALYZE jsonb_clocks"
+}
+
+# What a user writes without the extension.
+make_jsonb_merge() {
+	sql a "CREATE FUNCTION jsonb_merge(a jsonb, b jsonb) RETURNS jsonb LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS
+		'SELECT jsonb_object_agg(k, greatest((a->>k)::bigint, (b->>k)::bigint))
+		   FROM (SELECT jsonb_object_keys(a) UNION SELECT jsonb_object_keys(b)) u(k)'"
+}
+
+# Clocks of 256 actors do not fit a page: they are held in memory, so that no toasting is measured.
+bench_clocks() {
+	local rows=200000 large=20000
+	local from256="(SELECT $(clocks_of 256) OFFSET 0) c, generate_series(1, $large)"
+	make_jsonb_merge
+	make_clocks $rows
+	compare "scan=SELECT count(a), count(b) FROM clocks" \
+		"bytea=SELECT count(a::bytea || b::bytea) FROM clocks" \
+		"merge=SELECT count(a OPERATOR(coord.||) b) FROM clocks" \
+		"jsonb_scan=SELECT count(a), count(b) FROM jsonb_clocks" \
+		"jsonb=SELECT count(jsonb_merge(a, b)) FROM jsonb_clocks" \
+		"scan256=SELECT count(a), count(b) FROM $from256" \
+		"merge256=SELECT count(a OPERATOR(coord.||) b) FROM $from256"
+	local merge bytea jsonb merge256
+	merge=$(calc "(${took[merge]} - ${took[scan]}) / $rows * 1e6")
+	bytea=$(calc "(${took[bytea]} - ${took[scan]}) / $rows * 1e6")
+	jsonb=$(calc "(${took[jsonb]} - ${took[jsonb_scan]}) / 2000 * 1e6")
+	merge256=$(calc "(${took[merge256]} - ${took[scan256]}) / $large * 1e6")
+	row "\`vclock\` merge, 16 entries, 200 000 rows: against \`bytea \|\| bytea\` of the same sizes" \
+		"$merge / $bytea ns = $(calc "$merge / $bytea")" "≤ 3"
+	row "… how much faster than the merge in SQL over jsonb" "$jsonb / $merge ns = $(calc "$jsonb / $merge")" "≥ 100"
+	row "… against the crate \`crdts\` in memory" "$merge / ${crate[crdts_16]} ns = $(calc "$merge / ${crate[crdts_16]}")" "≤ 0.25"
+	row "the same, 256 entries, against \`crdts\`" "$merge256 / ${crate[crdts_256]} ns = $(calc "$merge256 / ${crate[crdts_256]}")" "≤ 0.2"
+}
+
+bench_states() {
+	sql a "CREATE TABLE states AS
+		WITH chain AS (
+			WITH RECURSIVE l(n, s) AS (
+				SELECT 0, coord.constraint_state()
+				UNION ALL SELECT n + 1, coord.constraint_add(s, format('constraint%s', lpad(n::text, 2, '0')), 'a') FROM l WHERE n < 25)
+			SELECT s FROM l WHERE n = 25),
+		sides AS (
+			WITH RECURSIVE r(n, x, y) AS (
+				SELECT 25, s, s FROM chain
+				UNION ALL SELECT n + 1, coord.constraint_add(x, format('constraint%s', n), 'a'),
+				                        coord.constraint_add(y, format('constraint%s', n + 25), 'b') FROM r WHERE n < 50)
+			SELECT x, y FROM r WHERE n = 50)
+		SELECT x, y FROM sides, generate_series(1, 50000)"
+	sql a "VACUUM ANALYZE states"
+	compare "scan=SELECT count(x::bytea), count(y::bytea) FROM states" \
+		"merge=SELECT count(x OPERATOR(coord.||) y) FROM states"
+	local merge
+	merge=$(calc "(${took[merge]} - ${took[scan]}) / 50000 * 1e6")
+	row "\`constraint_state\` merge, 50 + 50 with 25 shared: against the crate \`constraint-crdt\` 0.4 in memory" \
+		"$merge / ${crate[constraint_crdt]} ns = $(calc "$merge / ${crate[constraint_crdt]}")" "≤ 0.333"
+}
+
+bench_aggregate() {
+	sql a "CREATE TABLE events AS
+		SELECT format('{\"a\":%s,\"b\":%s,\"c\":%s,\"d\":%s}', 1 + i % 97, 1 + i % 89, 1 + i % 83, 1 + i / 10)::coord.vclock AS clock,
+		       md5(i::text) AS text
+		  FROM generate_series(1, 1000000) i"
+	sql a "VACUUM ANALYZE events"
+	compare "max=SELECT max(text) FROM events" "agg=SELECT coord.vclock_merge_agg(clock) FROM events"
+	row "\`vclock_merge_agg\` over 1 million rows, 4 actors: against \`max(text)\` over the same table" \
+		"${took[agg]} / ${took[max]} ms = $(calc "${took[agg]} / ${took[max]}")" "≤ 3"
+}
+
+join_nodes() {
+	local other
+	for name in a b; do
+		other=$([[ $name == a ]] && echo b || echo a)
+		sql "$name" "SELECT coord.add_peer('$other', 'host=127.0.0.1 port=${port[$other]} dbname=postgres user=postgres')" >/dev/null
+	done
+}
+
+# wait_for NODE CONDITION
+wait_for() {
+	local try
+	for ((try = 0; try < 600; try++)); do
+		if [[ $(sql "$1" "SELECT $2") == t ]]; then return; fi
+		sleep 0.1
+	done
+	die "$1 did not reach: $2"
+}
+
+bench_latency() {
+	local name conninfo_a conninfo_b
+	for name in a b; do sql "$name" "CREATE TABLE trickle (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY)"; done
+	sql a "CREATE PUBLICATION trickle FOR TABLE trickle"
+	sql b "CREATE SUBSCRIPTION trickle CONNECTION 'host=127.0.0.1 port=${port[a]} dbname=postgres user=postgres' PUBLICATION trickle" 2>/dev/null
+	wait_for b "EXISTS (SELECT FROM pg_subscription_rel WHERE srsubstate = 'r')"
+	conninfo_a="host=127.0.0.1 port=${port[a]} dbname=postgres user=postgres"
+	conninfo_b="host=127.0.0.1 port=${port[b]} dbname=postgres user=postgres"
+	local -A p50=()
+	local what p99
+	while read -r what median p99; do p50[$what]="$median"; done \
+		< <("$examples/latency" "$conninfo_a" "$conninfo_b" 500)
+	row "\`state_record_satisfied\` on a to visible on b, trickle, p50: against insert to apply of plain logical replication" \
+		"${p50[gossip]} / ${p50[replication]} µs = $(calc "${p50[gossip]} / ${p50[replication]}")" "≤ 10"
+	sql b "DROP SUBSCRIPTION trickle" 2>/dev/null
+	sql a "DROP PUBLICATION trickle"
+}
+
+# Statements that reach b, counted in its log, per round that a began.
+bench_idle_round() {
+	wait_for a "bool_and(converged) FROM coord.convergence"
+	sql b "SELECT coord.remove_peer('a')" >/dev/null
+	sql a "ALTER SYSTEM SET coord.gossip_interval = '50ms'"
+	sql a "SELECT pg_reload_conf()" >/dev/null
+	wait_for a "bool_and(converged) FROM coord.convergence"
+	sql b "ALTER SYSTEM SET log_min_duration_statement = 0"
+	sql b "ALTER SYSTEM SET log_line_prefix = '%a|'"
+	sql b "SELECT pg_reload_conf()" >/dev/null
+	sleep 0.5
+	local before after lines_before lines_after wal_before wal_after
+	sql b "CHECKPOINT"
+	before=$(sql a "SELECT rounds FROM coord.peer_status")
+	lines_before=$(grep -c 'pg_test gossip|.*execute' "$work/b/server.log" || true)
+	wal_before=$(sql b "SELECT pg_current_wal_insert_lsn()")
+	sleep 3
+	wal_after=$(sql b "SELECT pg_current_wal_insert_lsn()")
+	lines_after=$(grep -c 'pg_test gossip|.*execute' "$work/b/server.log" || true)
+	after=$(sql a "SELECT rounds FROM coord.peer_status")
+	row "round with nothing to say: statements per peer; bytes of WAL over $((after - before)) rounds" \
+		"$(calc "($lines_after - $lines_before) / ($after - $before)"); $(sql b "SELECT '$wal_after'::pg_lsn - '$wal_before'::pg_lsn")" "≤ 2; 0"
+	sql b "ALTER SYSTEM RESET ALL"
+	sql b "SELECT pg_reload_conf()" >/dev/null
+}
+
+# Bytes that a sends for ten changed states, among few and among many.
+bytes_for_ten() {
+	sql a "SELECT coord.state_record_satisfied('bulk' || i, 1) FROM generate_series(1, $1) i" >/dev/null
+	wait_for a "bool_and(converged) FROM coord.convergence"
+	local before
+	before=$(sql a "SELECT bytes_out FROM coord.peer_status")
+	sql a "SELECT coord.state_record_satisfied('bulk' || i, 1) FROM generate_series(1, 10) i" >/dev/null
+	wait_for a "bool_and(converged) FROM coord.convergence"
+	echo $(($(sql a "SELECT bytes_out FROM coord.peer_status") - before))
+}
+
+bench_bytes() {
+	sql a "ALTER SYSTEM SET coord.gossip_interval = '1h'"
+	sql a "SELECT pg_reload_conf()" >/dev/null
+	sleep 0.5
+	local few many
+	few=$(bytes_for_ten 10)
+	many=$(bytes_for_ten 10000)
+	row "10 changed states: bytes sent among 10 000 states against among 10" "$many / $few = $(calc "$many / $few")" "about 1"
+}
+
+use_server
+make_workdir
+trap 'stop_all_servers; rm -rf "$work"' EXIT
+note "building the programs to measure against"
+cargo build --release --quiet --examples --no-default-features --features "$feature"
+examples=$root/target/release/examples
+declare -A crate
+while read -r name value; do crate[$name]=$value; done < <("$examples/in_memory")
+for name in a b; do start_node "$name"; done
+
+printf '| what | measured | bar |\n|---|---|---|\n'
+bench_clocks
+bench_states
+bench_aggregate
+join_nodes
+bench_latency
+bench_bytes
+bench_idle_round
