@@ -126,7 +126,7 @@ CREATE VIEW peer_status AS
               WHEN s.last_contact IS NOT NULL THEN 'reachable'
               ELSE 'unknown' END AS state,
          s.last_contact,
-         s.round_trip * interval '1 microsecond' AS round_trip,
+         nullif(s.round_trip, 0) * interval '1 microsecond' AS round_trip,
          s.rounds, s.full_syncs, s.rows_in, s.rows_out, s.bytes_in, s.bytes_out,
          a.frontier,
          coalesce(clock_timestamp() - l.oldest, interval '0') AS lag,
@@ -139,7 +139,7 @@ CREATE VIEW peer_status AS
     CROSS JOIN LATERAL (
       SELECT min(st.changed_at) AS oldest, count(*) AS states
         FROM coord.state st
-       WHERE st.xid >= coalesce(coord.vclock_get(a.frontier, coord.node_actor()), 0)::text::xid8) l;
+       WHERE st.xid >= coalesce(coord.vclock_get(a.frontier, (SELECT n.actor FROM coord.local_node n)), 0)::text::xid8) l;
 COMMENT ON VIEW peer_status IS 'each peer: contact, traffic, what it has acknowledged and how far it lags';
 COMMENT ON COLUMN peer_status.state IS 'reachable, failing (the last attempt failed), unknown (no contact since the server started) or left';
 COMMENT ON COLUMN peer_status.frontier IS 'what the peer says it holds completely';
@@ -181,7 +181,7 @@ CREATE FUNCTION node_summary() RETURNS text
 COMMENT ON FUNCTION node_summary() IS 'one line: name, states, peers, rounds, digest';
 
 REVOKE ALL ON FUNCTION gossip_exchange(bytea), gossip_round(text), gossip_claim(), gossip_farewell(),
-  node_leave(), peer_statistics(), node_summary() FROM PUBLIC;
+  node_leave(), peer_statistics(), node_summary(), gossip_wake(), gossip_launch() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION gossip_exchange(bytea) TO coord_peer;
 GRANT EXECUTE ON FUNCTION gossip_claim(), peer_statistics(), node_summary() TO coord_monitor;
 GRANT SELECT ON peer_cursor, ack, node, peer_status, convergence TO coord_monitor;

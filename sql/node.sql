@@ -90,7 +90,7 @@ CREATE FUNCTION add_peer(name text, conninfo text) RETURNS void
   LANGUAGE c VOLATILE STRICT
   SET search_path = pg_catalog, coord, pg_temp
   AS 'MODULE_PATHNAME', 'add_peer_wrapper';
-COMMENT ON FUNCTION add_peer(text, text) IS 'adds a peer and makes it a voter; conninfo as libpq takes it';
+COMMENT ON FUNCTION add_peer(text, text) IS 'adds a peer and makes it a voter; conninfo with host, port, dbname, user, password, sslmode';
 
 CREATE FUNCTION remove_peer(name text) RETURNS void
   LANGUAGE c VOLATILE STRICT
@@ -100,7 +100,7 @@ COMMENT ON FUNCTION remove_peer(text) IS 'removes a peer and its membership';
 
 REVOKE ALL ON FUNCTION node_init(text), config_epoch_raise(), member_set(text, text),
   add_peer(text, text), remove_peer(text), peer_options_check(text[], oid) FROM PUBLIC;
-REVOKE ALL ON FUNCTION node_name(), node_actor() FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION node_name(), node_actor() TO coord_agent, coord_monitor;
+REVOKE ALL ON FUNCTION node_name(), node_actor(), node_required() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION node_name(), node_actor(), node_required() TO coord_agent, coord_monitor;
 GRANT SELECT ON local_node TO coord_agent, coord_monitor;
 GRANT SELECT ON roster, member, peer TO coord_monitor;

@@ -92,6 +92,28 @@ CREATE TABLE state_waiting (
 );
 COMMENT ON TABLE state_waiting IS 'learned values whose row a local transaction holds; merged when it ends';
 
+CREATE FUNCTION state_insert_learned(names text[], vals constraint_state[], giver text) RETURNS bigint
+  LANGUAGE plpgsql VOLATILE
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+DECLARE
+  inserted bigint;
+BEGIN
+  INSERT INTO coord.state AS s (name, value, xid, learned_from)
+  SELECT l.name, l.value, NULL, giver
+    FROM unnest(names, vals) AS l(name, value)
+   WHERE NOT EXISTS (SELECT FROM coord.state s WHERE s.name = l.name)
+   ORDER BY l.name
+  ON CONFLICT ON CONSTRAINT state_pkey DO UPDATE
+    SET value = s.value OPERATOR(coord.||) excluded.value,
+        local_xid = DEFAULT,
+        learned_from = CASE WHEN excluded.value OPERATOR(coord.@>) s.value THEN giver END;
+  GET DIAGNOSTICS inserted = ROW_COUNT;
+  RETURN inserted;
+END
+$$;
+COMMENT ON FUNCTION state_insert_learned(text[], constraint_state[], text) IS 'inserts learned values of states that are new here';
+
 CREATE FUNCTION state_learn(sender text, names text[], vals bytea[], OUT changed bigint, OUT waiting bigint)
   LANGUAGE plpgsql VOLATILE STRICT
   SET search_path = pg_catalog, coord, pg_temp
@@ -100,8 +122,7 @@ DECLARE
   merged_names text[];
   merged_values coord.constraint_state[];
   giver text := CASE WHEN NOT EXISTS (SELECT FROM coord.state_waiting) THEN sender END;
-  updated bigint;
-  inserted bigint := 0;
+  patience text := current_setting('lock_timeout');
 BEGIN
   -- One value per name, together with what waited. Names are sorted: whoever merges takes row
   -- locks in that order.
@@ -131,26 +152,29 @@ BEGIN
          learned_from = CASE WHEN l.value OPERATOR(coord.@>) s.value THEN giver END
     FROM learned l JOIN free f ON f.name = l.name
    WHERE s.name = l.name;
-  GET DIAGNOSTICS updated = ROW_COUNT;
+  GET DIAGNOSTICS changed = ROW_COUNT;
 
-  -- A name that is new here may be in the hands of a transaction that has not committed it yet;
-  -- there is no SKIP LOCKED for that, so the wait is cut short.
-  BEGIN
-    PERFORM set_config('lock_timeout', '100ms', true);
-    INSERT INTO coord.state AS s (name, value, xid, learned_from)
-    SELECT l.name, l.value, NULL, giver
-      FROM unnest(merged_names, merged_values) AS l(name, value)
-     WHERE NOT EXISTS (SELECT FROM coord.state s WHERE s.name = l.name)
-     ORDER BY l.name
-    ON CONFLICT ON CONSTRAINT state_pkey DO UPDATE
-      SET value = s.value OPERATOR(coord.||) excluded.value,
-          local_xid = DEFAULT,
-          learned_from = CASE WHEN excluded.value OPERATOR(coord.@>) s.value THEN giver END;
-    GET DIAGNOSTICS inserted = ROW_COUNT;
-  EXCEPTION WHEN lock_not_available THEN
-    NULL; -- kept below, merged by a later call
-  END;
-  changed := updated + inserted;
+  -- A name that is new here may be in the hands of a transaction that has not committed it yet.
+  -- There is no SKIP LOCKED for that, so the wait is cut short; and then one by one, so that no
+  -- name waits for another's transaction.
+  IF EXISTS (SELECT FROM unnest(merged_names) AS l(name)
+              WHERE NOT EXISTS (SELECT FROM coord.state s WHERE s.name = l.name)) THEN
+    BEGIN
+      PERFORM set_config('lock_timeout', '100ms', true);
+      changed := changed + coord.state_insert_learned(merged_names, merged_values, giver);
+    EXCEPTION WHEN lock_not_available THEN
+      PERFORM set_config('lock_timeout', '1ms', true);
+      FOR place IN 1..cardinality(merged_names) LOOP
+        BEGIN
+          changed := changed + coord.state_insert_learned(
+            merged_names[place:place], merged_values[place:place], giver);
+        EXCEPTION WHEN lock_not_available THEN
+          NULL; -- kept below, merged by a later call
+        END;
+      END LOOP;
+    END;
+    PERFORM set_config('lock_timeout', patience, true);
+  END IF;
 
   INSERT INTO coord.state_waiting AS w (name, value)
   SELECT l.name, l.value
@@ -158,14 +182,16 @@ BEGIN
    WHERE NOT EXISTS (SELECT FROM coord.state s
                       WHERE s.name = l.name AND s.value OPERATOR(coord.@>) l.value)
   ON CONFLICT (name) DO UPDATE SET value = w.value OPERATOR(coord.||) excluded.value;
-  GET DIAGNOSTICS waiting = ROW_COUNT;
+  -- Also what another session has put there meanwhile.
+  SELECT count(*) INTO waiting FROM coord.state_waiting;
 END
 $$;
 COMMENT ON FUNCTION state_learn(text, text[], bytea[]) IS 'merges values that a peer gave; rows held by others wait';
 
 REVOKE ALL ON FUNCTION state_add_constraint(text, text), state_remove_constraint(text, text),
   state_record_satisfied(text, bigint), state_record_violations(text, bigint),
-  state_move(text, integer, integer), state_learn(text, text[], bytea[]) FROM PUBLIC;
+  state_move(text, integer, integer), state_learn(text, text[], bytea[]),
+  state_insert_learned(text[], constraint_state[], text) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION state_add_constraint(text, text), state_remove_constraint(text, text),
   state_record_satisfied(text, bigint), state_record_violations(text, bigint),
   state_move(text, integer, integer) TO coord_agent;

@@ -274,3 +274,25 @@ pub fn transport_not_started(failure: &std::io::Error) -> Error {
         format!("could not start the gossip transport: {failure}"),
     )
 }
+
+/// Gossip on a standby, which is no node of its own.
+pub fn in_recovery() -> Error {
+    Error::new(
+        SqlState::NotReady,
+        "a standby does not take part in the mesh",
+    )
+    .hint("Ask the primary.")
+}
+
+/// A change in the transaction that has already answered a peer.
+pub fn change_after_answer() -> Error {
+    Error::new(
+        SqlState::ActiveTransaction,
+        "a state cannot change after coord.gossip_exchange has answered in the same transaction",
+    )
+}
+
+/// A name of a state that is empty or too long.
+pub fn state_name_invalid(detail: impl Into<String>) -> Error {
+    bad_argument("invalid name of a state", detail)
+}

@@ -40,6 +40,7 @@ pub extern "C-unwind" fn _PG_init() {
         gossip::control::register();
         gossip::statistics::register();
         gossip::launcher::register();
+        gossip::drop_database::register();
         PRELOADED.store(true, Ordering::Relaxed);
     }
 }

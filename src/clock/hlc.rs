@@ -28,13 +28,15 @@ pub fn new(milliseconds: i64, counter: i64) -> Result<u64> {
     let counter = u64::try_from(counter)
         .ok()
         .filter(|counter| *counter <= MAX_COUNTER)
-        .ok_or_else(|| {
-            out_of_range(
-                TYPE_NAME,
-                format!("The counter {counter} must lie between 0 and {MAX_COUNTER}."),
-            )
-        })?;
+        .ok_or_else(|| counter_out_of_range(&counter.to_string()))?;
     Ok(milliseconds << COUNTER_BITS | counter)
+}
+
+fn counter_out_of_range(counter: &str) -> Error {
+    out_of_range(
+        TYPE_NAME,
+        format!("The counter {counter} must lie between 0 and {MAX_COUNTER}."),
+    )
 }
 
 pub const fn milliseconds(stamp: u64) -> u64 {
@@ -107,8 +109,8 @@ pub fn parse(text: &str) -> Result<u64> {
     }
     let time = NaiveDateTime::parse_from_str(time, TIME_FORMAT).map_err(|_| malformed())?;
     let milliseconds = time.and_utc().timestamp_millis();
-    // More digits than an i64 holds are out of range as well.
-    new(milliseconds, counter.parse().unwrap_or(i64::MAX))
+    let counter = counter.parse().map_err(|_| counter_out_of_range(counter))?;
+    new(milliseconds, counter)
 }
 
 #[cfg(test)]

@@ -6,7 +6,9 @@
 
 use std::cmp::Ordering;
 
-use crate::error::{Result, bad_argument, malformed_binary, malformed_text, out_of_range, too_large};
+use crate::error::{
+    Result, bad_argument, malformed_binary, malformed_text, out_of_range, too_large,
+};
 use crate::json::{self, Value};
 
 pub const TYPE_NAME: &str = "vclock";
@@ -360,7 +362,9 @@ fn merge_of_same_actors(left: Vclock, right: Vclock) -> Option<Vec<u8>> {
         let of = |side: &[u8]| Some(u64::from_le_bytes(*side.get(counter..end)?.first_chunk()?));
         let ahead = of(right.bytes)?;
         if ahead > of(left.bytes)? {
-            merged.get_mut(counter..end)?.copy_from_slice(&ahead.to_le_bytes());
+            merged
+                .get_mut(counter..end)?
+                .copy_from_slice(&ahead.to_le_bytes());
         }
         place = end;
     }

@@ -28,10 +28,13 @@ use super::orset::{self, Element, Elements};
 use super::wire::take_array;
 use super::writer::{Writer, check_size};
 use crate::clock::vclock::{self, Entry, MAX_COUNTER, check_actor};
-use crate::error::{Result, bad_argument, malformed_binary, out_of_range};
+use crate::error::{self, Result, bad_argument, malformed_binary, out_of_range};
 
 pub const TYPE_NAME: &str = "constraint_state";
 pub const MAX_ID_BYTES: usize = 65_535;
+
+/// Of the name under which a state is kept.
+pub const MAX_NAME_BYTES: usize = 255;
 
 pub(super) const FORMAT_VERSION: u8 = 1;
 pub(super) const HAS_POSITION: u8 = 1;
@@ -41,6 +44,25 @@ pub(super) const HEADER_BYTES: usize = 16;
 type NamedDot<'a> = (&'a [u8], u64);
 
 const DIGEST_DOMAIN: &[u8] = b"pg_test constraint_state 1";
+
+/// Checks the name of a state: 1 to 255 bytes without NUL.
+pub fn check_state_name(name: &str) -> Result<()> {
+    if name.is_empty() {
+        return Err(error::state_name_invalid("The name must not be empty."));
+    }
+    if name.len() > MAX_NAME_BYTES {
+        return Err(error::state_name_invalid(format!(
+            "The name has {} bytes; the limit is {MAX_NAME_BYTES}.",
+            name.len()
+        )));
+    }
+    if name.contains('\0') {
+        return Err(error::state_name_invalid(
+            "The name contains a NUL character.",
+        ));
+    }
+    Ok(())
+}
 
 /// A state borrowed from its bytes. Holding one means that the lengths add up and that every place
 /// of an actor exists.

@@ -151,8 +151,10 @@ fn state_digest(value: Flat) -> SqlResult<FlatResult> {
 }
 
 #[pg_extern(sql = false)]
-fn state_row_digest(name: &str, value: Flat) -> FlatResult {
-    digest::row_digest(name, value.bytes()).to_vec().into()
+fn state_row_digest(name: &str, value: Flat) -> SqlResult<FlatResult> {
+    // The stored column is computed before the table's constraints are checked, and says it better.
+    constraint_state::check_state_name(name)?;
+    Ok(digest::row_digest(name, value.bytes()).to_vec().into())
 }
 
 /// Transition and combine function of `digest_sum`.

@@ -92,13 +92,17 @@ fn describe(cause: &CaughtError) -> String {
     }
 }
 
+/// Whether this transaction has a number, so that its commit will be recorded.
+pub fn has_written() -> bool {
+    // SAFETY: a plain getter; the invalid number stands for none.
+    unsafe { pg_sys::GetTopFullTransactionIdIfAny() }.value != 0
+}
+
 /// Makes this transaction's commit wait for the disk, when it has anything to commit: what it
 /// stored is about to be acknowledged to the peer that gave it.
 pub fn flush_at_commit() {
-    // SAFETY: a flag of the current transaction.
-    unsafe {
-        if pg_sys::GetTopFullTransactionIdIfAny().value != 0 {
-            pg_sys::ForceSyncCommit();
-        }
+    if has_written() {
+        // SAFETY: a flag of the current transaction.
+        unsafe { pg_sys::ForceSyncCommit() };
     }
 }

@@ -138,6 +138,19 @@ thread_local! {
     static TELL_AT_COMMIT: Cell<bool> = const { Cell::new(false) };
     /// This transaction made the database a node.
     static LAUNCH_AT_COMMIT: Cell<bool> = const { Cell::new(false) };
+    /// This transaction has told a peer what it holds, counting itself as committed.
+    static HAS_ANSWERED: Cell<bool> = const { Cell::new(false) };
+    /// This transaction sent the worker of a database away in order to drop it.
+    static DISMISSED: Cell<u32> = const { Cell::new(0) };
+}
+
+/// Sends the worker of a database away; it is asked for again if this transaction fails.
+pub fn dismiss_until_abort(oid: u32) {
+    if let Some(database) = databases().iter().find(|database| database.oid() == oid) {
+        database.is_wanted.store(false, Ordering::Release);
+        set_latch(database.latch.load(Ordering::Acquire));
+        DISMISSED.set(oid);
+    }
 }
 
 /// Wakes the worker once this transaction has committed.
@@ -148,6 +161,16 @@ pub fn tell_at_commit() {
 /// Asks for a worker once this transaction has committed.
 pub fn launch_at_commit() {
     LAUNCH_AT_COMMIT.set(is_preloaded());
+}
+
+/// From here on this transaction must not change a state: the peer has been told that it was given
+/// all of this transaction's changes.
+pub fn answered() {
+    HAS_ANSWERED.set(true);
+}
+
+pub fn has_answered() -> bool {
+    HAS_ANSWERED.get()
 }
 
 /// Called from `_PG_init`.
@@ -171,6 +194,11 @@ unsafe extern "C-unwind" fn at_transaction_end(
         return;
     }
     let (tells, launches) = (TELL_AT_COMMIT.take(), LAUNCH_AT_COMMIT.take());
+    HAS_ANSWERED.set(false);
+    let dismissed = DISMISSED.take();
+    if dismissed != 0 && event == pg_sys::XactEvent::XACT_EVENT_ABORT {
+        want_worker(dismissed);
+    }
     if event != pg_sys::XactEvent::XACT_EVENT_COMMIT || !(tells || launches) {
         return;
     }

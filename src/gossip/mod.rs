@@ -5,6 +5,7 @@
 
 mod background;
 pub(crate) mod control;
+pub(crate) mod drop_database;
 pub(crate) mod launcher;
 mod peers;
 pub mod protocol;

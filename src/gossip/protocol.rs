@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::snapshot::Snapshot;
 use crate::clock::vclock::{self, Vclock};
-use crate::crdt::constraint_state::ConstraintState;
+use crate::crdt::constraint_state::{self, ConstraintState};
 use crate::error::{self, Result, malformed_binary};
 use crate::node::identity;
 
@@ -28,7 +28,6 @@ pub const VERSION: u8 = 1;
 /// Messages of one round, so that one peer with much to say does not starve the others.
 pub const MAX_STEPS: u32 = 64;
 
-const MAX_STATE_NAME_BYTES: usize = 255;
 const MAX_SPACE_BYTES: usize = 128;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,6 +83,11 @@ impl Position {
     pub fn is_beginning(&self) -> bool {
         self.given.is_none() && self.window.is_none()
     }
+
+    /// Whether a giving from the beginning is to begin or under way.
+    pub fn is_full(&self) -> bool {
+        self.given.is_none()
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -135,7 +139,7 @@ impl Message {
             return Err(error::protocol_unknown(version, VERSION));
         }
         let (message, rest): (Self, &[u8]) = postcard::take_from_bytes(body)
-            .map_err(|error| malformed(format!("The message cannot be read: {error}.")))?;
+            .map_err(|_| malformed("The message cannot be read."))?;
         if !rest.is_empty() {
             return Err(malformed("Bytes follow the message."));
         }
@@ -170,9 +174,7 @@ fn check_position(position: &Position) -> Result<()> {
     }
     if let Some(window) = &position.window {
         window.until.check()?;
-        if window.after_name.len() > MAX_STATE_NAME_BYTES {
-            return Err(malformed("The name in a position is too long."));
-        }
+        constraint_state::check_state_name(&window.after_name)?;
     }
     Ok(())
 }
@@ -188,11 +190,7 @@ fn check_batch(batch: &Batch) -> Result<()> {
         Vclock::validate(clock)?;
     }
     for row in &batch.rows {
-        if row.name.is_empty() || row.name.len() > MAX_STATE_NAME_BYTES || row.name.contains('\0') {
-            return Err(malformed(
-                "The name of a state is empty, too long or has a NUL.",
-            ));
-        }
+        constraint_state::check_state_name(&row.name)?;
         ConstraintState::validate(&row.value)?;
     }
     Ok(())
@@ -200,6 +198,15 @@ fn check_batch(batch: &Batch) -> Result<()> {
 
 fn covers(left: &[u8], right: &[u8]) -> Result<bool> {
     Ok(vclock::covers(Vclock::parse(left)?, Vclock::parse(right)?))
+}
+
+/// Whether the frontier of `actor` covers what a clock says of the others. Its own changes it holds
+/// by definition, though its frontier stays below them while a transaction is open there.
+fn covers_of_others(actor: &str, frontier: &[u8], clock: &[u8]) -> Result<bool> {
+    let frontier = Vclock::parse(frontier)?;
+    Ok(Vclock::parse(clock)?
+        .entries()
+        .all(|entry| entry.actor == actor.as_bytes() || frontier.get(entry.actor) >= entry.counter))
 }
 
 /// What a node holds, as read under one snapshot.
@@ -222,9 +229,8 @@ impl Covered {
     fn goes_beyond(&self, stored: Option<&Position>, space: &str) -> bool {
         let end = |position: &Position| position.given.as_ref().map(|given| given.xmax);
         self.position.space == space
-            && stored.is_none_or(|stored| {
-                stored.window.is_none() && end(&self.position) > end(stored)
-            })
+            && stored
+                .is_none_or(|stored| stored.window.is_none() && end(&self.position) > end(stored))
     }
 }
 
@@ -238,7 +244,7 @@ pub struct Start {
 impl Start {
     /// From the beginning nothing is left out, not even what came from the reader itself.
     pub fn is_full(&self) -> bool {
-        self.position.given.is_none()
+        self.position.is_full()
     }
 }
 
@@ -252,6 +258,8 @@ pub struct Heard {
     pub actor: String,
     /// Where this node was when the peer last covered it: spares the peer what others gave it.
     pub covered: Option<Covered>,
+    /// This node has asked for everything because of what the peer claims.
+    pub is_mistrusted: bool,
 }
 
 impl Heard {
@@ -259,8 +267,22 @@ impl Heard {
         !self.actor.is_empty()
     }
 
-    /// Takes in what a message says. The memory of having been covered stays.
+    /// Whether it is known from where to give. Before a giving from the beginning the peer is asked
+    /// anew: it may have been given everything meanwhile, in an exchange that it began.
+    fn is_placed(&self) -> bool {
+        let is_placed = self
+            .position
+            .as_ref()
+            .is_some_and(|position| !position.is_full());
+        !self.resync && (is_placed || self.covered.is_some())
+    }
+
+    /// Takes in what a message says. The memory of having been covered stays for this life of the
+    /// peer: the next one may lack what this one held.
     pub fn listen(&mut self, message: &Message) {
+        if self.actor != message.hello.actor() {
+            self.covered = None;
+        }
         self.actor = message.hello.actor();
         if message.claim.is_some() {
             self.claim.clone_from(&message.claim);
@@ -318,11 +340,7 @@ impl Heard {
         let Some(claim) = &self.claim else {
             return Ok(false);
         };
-        let frontier = Vclock::parse(&claim.frontier)?;
-        let own = self.actor.as_bytes();
-        Ok(Vclock::parse(clock)?
-            .entries()
-            .all(|entry| entry.actor == own || frontier.get(entry.actor) >= entry.counter))
+        covers_of_others(&self.actor, &claim.frontier, clock)
     }
 
     /// Whether a batch would tell the peer anything. While a transaction is open here, the ceiling
@@ -332,19 +350,25 @@ impl Heard {
             Some(frontier) => !self.reaches(frontier)?,
             None => true,
         };
-        Ok(tells_more || !batch.rows.is_empty() || batch.start.is_beginning())
+        // A giving from the beginning is carried through to its end, rows or none.
+        Ok(tells_more || !batch.rows.is_empty() || batch.start.is_full())
     }
 }
 
 /// Whether storing a batch moves the reader's position: only without a gap before it.
-pub fn continues(batch: &Batch, stored: Option<&Position>, frontier: &[u8]) -> Result<bool> {
+/// `frontier` is what the reader, `actor`, holds.
+pub fn continues(
+    batch: &Batch,
+    stored: Option<&Position>,
+    frontier: &[u8],
+    actor: &str,
+) -> Result<bool> {
     if batch.start.is_beginning() || stored == Some(&batch.start) {
         return Ok(true);
     }
-    batch
-        .covered_below
-        .as_ref()
-        .map_or(Ok(false), |ceiling| covers(frontier, ceiling))
+    batch.covered_below.as_ref().map_or(Ok(false), |ceiling| {
+        covers_of_others(actor, frontier, ceiling)
+    })
 }
 
 /// How the contents of two nodes compare, by what each says it holds.
@@ -448,21 +472,38 @@ fn speak(replica: &mut dyn Replica, peer: &str, feed: &Feed) -> Result<Message> 
 /// Compares a claim with the peer's and acts on a contradiction.
 fn judge(
     replica: &mut dyn Replica,
-    peer: &str,
     mine: &Claim,
-    theirs: Option<&Claim>,
+    message: &Message,
+    heard: &mut Heard,
 ) -> Result<bool> {
-    let Some(theirs) = theirs else {
+    let Some(theirs) = &message.claim else {
         return Ok(false);
     };
     match compare(mine, theirs)? {
-        Comparison::Converged => Ok(true),
+        Comparison::Converged => {
+            heard.is_mistrusted = false;
+            Ok(true)
+        }
         Comparison::Unfinished => Ok(false),
         Comparison::Corrupt => {
-            replica.mistrust(peer)?;
+            if !is_under_repair(replica, message, heard)? {
+                replica.mistrust(&message.hello.name)?;
+                heard.is_mistrusted = true;
+            }
             Ok(false)
         }
     }
+}
+
+/// Whether a contradiction is being dealt with: each side asks for everything once, and takes it in
+/// as many batches as that needs. Asking again at every claim until then would begin anew each
+/// time and never come to the end.
+fn is_under_repair(replica: &mut dyn Replica, message: &Message, heard: &Heard) -> Result<bool> {
+    let is_taking =
+        |position: Option<&Position>, resync| resync || position.is_some_and(Position::is_full);
+    let (position, resync) = replica.position(&message.hello.name)?;
+    let peer_is_taking = is_taking(message.position.as_ref(), message.resync);
+    Ok(is_taking(position.as_ref(), resync) || (peer_is_taking && heard.is_mistrusted))
 }
 
 /// What a responder did, beside its answer.
@@ -488,7 +529,7 @@ pub fn respond(
     }
     let feed = replica.feed(peer, Some(heard))?;
     note_covered(heard, &feed)?;
-    judge(replica, peer, &feed.claim, request.claim.as_ref())?;
+    judge(replica, &feed.claim, request, heard)?;
     Ok(Response {
         message: speak(replica, peer, &feed)?,
         absorbed,
@@ -528,8 +569,14 @@ pub struct Round {
     steps: u32,
     /// What was told first; with `AtTheEnd` nothing else may be claimed later.
     told: Option<Claim>,
+    /// What this node holds may roll back from now on.
+    has_taken: bool,
+    /// The last message gave nothing, because the peer is to say first where it stands.
+    asks: bool,
     gave_all: bool,
-    offered: Option<Position>,
+    gave_anew: bool,
+    /// Where the peer stands if it has stored what it was given.
+    expected: Option<Position>,
     pub sent: u64,
     pub received: u64,
     pub changed: u64,
@@ -543,8 +590,11 @@ impl Round {
             commitment,
             steps: 0,
             told: None,
+            has_taken: false,
+            asks: false,
             gave_all: true,
-            offered: None,
+            gave_anew: false,
+            expected: None,
             sent: 0,
             received: 0,
             changed: 0,
@@ -558,8 +608,9 @@ impl Round {
 
     /// The next message to the peer.
     pub fn compose(&mut self, replica: &mut dyn Replica, heard: &mut Heard) -> Result<Message> {
-        // A peer that has not spoken yet is given nothing: where it stands is for it to say.
-        let feed = replica.feed(&self.peer, heard.has_spoken().then_some(&*heard))?;
+        self.asks = !heard.has_spoken() || (self.steps == 0 && !heard.is_placed());
+        let is_given = !self.asks && (self.steps == 0 || self.may_give());
+        let feed = replica.feed(&self.peer, is_given.then_some(&*heard))?;
         note_covered(heard, &feed)?;
         let mut message = speak(replica, &self.peer, &feed)?;
         if self.commitment == Commitment::EachStep || self.steps == 0 {
@@ -567,17 +618,25 @@ impl Round {
         } else {
             message.claim.clone_from(&self.told);
         }
+        message.batch = message.batch.filter(|_| self.may_give());
         self.steps += 1;
-        self.gave_all = message
-            .batch
-            .as_ref()
-            .is_none_or(|batch| batch.frontier.is_some());
-        self.offered = message.batch.as_ref().map(|batch| batch.next.clone());
-        self.sent += message
-            .batch
-            .as_ref()
-            .map_or(0, |batch| batch.rows.len() as u64);
+        self.note_given(message.batch.as_ref(), heard);
         Ok(message)
+    }
+
+    /// Of a row changed by a transaction that may still roll back neither version can be given: not
+    /// the new one, and the old one cannot be read. A batch would pass over the row, and the peer
+    /// would count it as given.
+    fn may_give(&self) -> bool {
+        self.commitment == Commitment::EachStep || (self.told.is_some() && !self.has_taken)
+    }
+
+    fn note_given(&mut self, batch: Option<&Batch>, heard: &Heard) {
+        self.gave_all = batch.is_none_or(|batch| batch.frontier.is_some());
+        self.gave_anew |= batch.is_some_and(|batch| batch.start.is_beginning());
+        self.expected =
+            batch.map_or_else(|| heard.position.clone(), |batch| Some(batch.next.clone()));
+        self.sent += batch.map_or(0, |batch| batch.rows.len() as u64);
     }
 
     /// Takes in the peer's answer.
@@ -591,37 +650,60 @@ impl Round {
             return Err(error::peer_misnamed(&self.peer, &reply.hello.name));
         }
         replica.admit(&reply.hello)?;
-        let absorbed = receive(replica, reply)?;
-        let first_word = !heard.has_spoken();
         heard.listen(reply);
+        // In one transaction all giving comes before any taking (see `may_give`). The peer gives
+        // again with its next answer what is left aside here.
+        if self.commitment == Commitment::AtTheEnd && self.gives_more(replica, heard)? {
+            return Ok(Next::Again);
+        }
+        self.has_taken = true;
+        let absorbed = receive(replica, reply)?;
         self.received += absorbed.received;
         self.changed += absorbed.changed;
         let feed = replica.feed(&self.peer, None)?;
-        self.converged = judge(replica, &self.peer, &feed.claim, reply.claim.as_ref())?;
-        Ok(self.next(
-            reply,
-            absorbed,
-            heard.plan(&feed.holding)?.is_some(),
-            first_word,
-        ))
+        self.converged = judge(replica, &feed.claim, reply, heard)?;
+        self.next(replica, heard, reply, absorbed)
     }
 
-    fn next(&self, reply: &Message, absorbed: Absorbed, lacks: bool, first_word: bool) -> Next {
-        if self.steps >= MAX_STEPS {
-            return Next::Done;
-        }
-        let more_to_take = reply
+    fn next(
+        &self,
+        replica: &mut dyn Replica,
+        heard: &Heard,
+        reply: &Message,
+        absorbed: Absorbed,
+    ) -> Result<Next> {
+        let takes_more = match reply
             .batch
             .as_ref()
-            .is_some_and(|batch| batch.frontier.is_none());
-        let misplaced = self.offered.is_some() && reply.position != self.offered && self.steps == 1;
-        let more_to_give =
-            lacks && (!self.gave_all || first_word || self.offered.is_none() || misplaced);
-        let news = absorbed.learned && self.commitment == Commitment::EachStep;
-        if more_to_take || more_to_give || news {
-            Next::Again
-        } else {
-            Next::Done
+            .filter(|batch| batch.frontier.is_none())
+        {
+            // A batch that did not move this node would come again.
+            Some(batch) => replica.position(&self.peer)?.0.as_ref() == Some(&batch.next),
+            None => false,
+        };
+        let has_news = absorbed.learned && self.commitment == Commitment::EachStep;
+        let goes_on = self.steps < MAX_STEPS
+            && (takes_more || has_news || self.gives_more(replica, heard)?);
+        Ok(if goes_on { Next::Again } else { Next::Done })
+    }
+
+    /// Whether the peer lacks what it has not been given in this round. That it lacks something is
+    /// not enough: while a transaction is open it does, and can be given nothing.
+    fn gives_more(&self, replica: &mut dyn Replica, heard: &Heard) -> Result<bool> {
+        let wants_all = heard.resync && !self.gave_anew;
+        // A peer that stands elsewhere was given something else meanwhile, or refused a batch and
+        // will refuse it again.
+        let has_more = self.asks
+            || wants_all
+            || if heard.position == self.expected {
+                !self.gave_all
+            } else {
+                self.steps == 1
+            };
+        if !has_more || !self.may_give() || self.steps >= MAX_STEPS {
+            return Ok(false);
         }
+        let feed = replica.feed(&self.peer, None)?;
+        Ok(heard.plan(&feed.holding)?.is_some())
     }
 }

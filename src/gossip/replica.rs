@@ -45,6 +45,10 @@ pub struct Database<'s> {
 
 impl<'s> Database<'s> {
     pub fn open(spi: &'s Session, standpoint: Standpoint) -> Result<Self> {
+        // SAFETY: a plain getter.
+        if unsafe { pg_sys::RecoveryInProgress() } {
+            return Err(error::in_recovery());
+        }
         let local = spi.with_snapshot(node::local_node)?;
         let incarnation = local.incarnation.cast_unsigned();
         Ok(Self {
@@ -206,20 +210,18 @@ impl<'s> Database<'s> {
         Ok(admissible)
     }
 
-    fn learn(&self, peer: &str, rows: &[&Row]) -> Result<(u64, bool)> {
+    fn learn(&self, peer: &str, rows: &[&Row]) -> Result<u64> {
         let names: Vec<&str> = rows.iter().map(|row| row.name.as_str()).collect();
         let values: Vec<&[u8]> = rows.iter().map(|row| row.value.as_slice()).collect();
         let outcome = self.spi.write(
-            c"SELECT changed, waiting FROM coord.state_learn($1, $2, $3)",
+            c"SELECT changed FROM coord.state_learn($1, $2, $3)",
             &[
                 Value::Text(Some(peer)),
                 Value::Texts(&names),
                 Value::ByteStrings(&values),
             ],
         );
-        let changed: i64 = required(&outcome, 0, 0)?;
-        let waiting: i64 = required(&outcome, 0, 1)?;
-        Ok((changed.cast_unsigned(), waiting > 0))
+        Ok(required::<i64>(&outcome, 0, 0)?.cast_unsigned())
     }
 
     fn whole_frontier(&self) -> Result<Vec<u8>> {
@@ -234,7 +236,7 @@ impl<'s> Database<'s> {
         if resync && !batch.start.is_beginning() {
             return Ok(false);
         }
-        protocol::continues(batch, stored.as_ref(), &self.whole_frontier()?)
+        protocol::continues(batch, stored.as_ref(), &self.whole_frontier()?, &self.actor)
     }
 
     fn position(&self, peer: &str) -> Result<(Option<Position>, bool)> {
@@ -297,28 +299,35 @@ impl<'s> Database<'s> {
         Ok(!stored.is_empty())
     }
 
-    /// Once nothing waits for a local transaction, what was given is held.
-    fn complete(&self) -> bool {
+    /// Once nothing waits for a local transaction, what the peer gave is held; with no peer named,
+    /// what all gave. The caller has locked the cursors, so whoever made a row wait and raised
+    /// `pending` with it has committed both, and this statement sees both.
+    fn complete(&self, peer: Option<&str>) -> bool {
         let raised = self.spi.write(
             c"UPDATE coord.peer_cursor
                  SET frontier = frontier OPERATOR(coord.||) pending
-               WHERE NOT frontier OPERATOR(coord.@>) pending",
-            &[],
+               WHERE node = coalesce($1, node)
+                 AND NOT frontier OPERATOR(coord.@>) pending
+                 AND NOT EXISTS (SELECT FROM coord.state_waiting)",
+            &[Value::Text(peer)],
         );
         !raised.is_empty()
     }
 
     /// Merges learned rows whose local transaction has ended meanwhile.
-    pub fn retry_waiting(&self) -> Result<bool> {
+    pub fn retry_waiting(&self) -> Result<()> {
         let rows = self
             .spi
             .write(c"SELECT EXISTS (SELECT FROM coord.state_waiting)", &[]);
-        if !required::<bool>(&rows, 0, 0)? {
-            return Ok(false);
+        if required::<bool>(&rows, 0, 0)? {
+            self.learn("", &[])?;
+            self.spi.write(
+                c"SELECT FROM coord.peer_cursor ORDER BY node FOR UPDATE",
+                &[],
+            );
+            self.complete(None);
         }
-        let (changed, is_waiting) = self.learn("", &[])?;
-        let completed = !is_waiting && self.complete();
-        Ok(changed > 0 || completed)
+        Ok(())
     }
 }
 
@@ -433,10 +442,10 @@ impl Replica for Database<'_> {
     fn absorb(&mut self, peer: &str, batch: &Batch) -> Result<Absorbed> {
         let rows = self.admissible(peer, &batch.rows)?;
         let is_whole = rows.len() == batch.rows.len();
-        let (changed, is_waiting) = self.learn(peer, &rows)?;
+        let changed = self.learn(peer, &rows)?;
         let moved = is_whole && self.advance(peer, batch)?;
         let stored = self.store_cursor(peer, batch, moved)?;
-        let completed = !is_waiting && self.complete();
+        let completed = self.complete(Some(peer));
         statistics::received(peer, rows.len() as u64, moved && batch.start.is_beginning());
         Ok(Absorbed {
             received: rows.len() as u64,

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::time::Duration;
 
-use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::pg_sys::panic::{ErrorReport, ErrorReportable};
 use pgrx::prelude::*;
 use pgrx::{PgTrigger, pg_sys};
 
@@ -47,6 +47,9 @@ fn gossip_exchange(message: &[u8]) -> SqlResult<Vec<u8>> {
     })
     .inspect_err(|failure| statistics::failed(&peer, &failure.to_string()))?;
     background::flush_at_commit();
+    if background::has_written() {
+        control::answered();
+    }
     statistics::step_done();
     statistics::heard(&peer, message.len(), answer.len(), None);
     Ok(answer)
@@ -212,6 +215,9 @@ fn peer_statistics() -> TableIterator<
 fn gossip_wake<'a>(
     trigger: &'a PgTrigger<'a>,
 ) -> Result<Option<PgHeapTuple<'a, impl WhoAllocated>>, Error> {
+    if control::has_answered() {
+        Err::<(), ErrorReport>(error::change_after_answer().into()).unwrap_or_report();
+    }
     control::tell_at_commit();
     Ok(trigger.new())
 }

@@ -59,12 +59,10 @@ pub fn parse_conninfo(
     Ok(PeerOptions { server, mapping })
 }
 
-/// An error of the client library as one sentence, with its cause.
+/// What the client library found wrong, as one sentence.
 fn sentence(error: &(dyn std::error::Error + 'static)) -> String {
-    match error.source() {
-        Some(cause) => format!("{error}: {cause}."),
-        None => format!("{error}."),
-    }
+    let cause = error.source().map_or_else(String::new, |cause| cause.to_string());
+    format!("The connection string cannot be read: {cause}.")
 }
 
 fn refuse_unsupported(config: &Config) -> Result<()> {

@@ -14,6 +14,9 @@ unset PGHOST PGHOSTADDR PGPORT PGDATABASE PGUSER PGPASSWORD PGPASSFILE PGSERVICE
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 readonly root
 
+# A server started with it would append Rust backtraces to the DETAIL of errors.
+unset RUST_BACKTRACE
+
 # Where Debian and Ubuntu put each major version.
 readonly debian_pg=/usr/lib/postgresql
 

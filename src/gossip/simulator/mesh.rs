@@ -211,14 +211,16 @@ impl Mesh {
     /// What the worker does on its timer: merges what waited, and begins rounds with random peers.
     pub fn tick(&mut self, node: usize, fanout: usize) {
         self.retry_waiting(node);
-        let mut peers: Vec<usize> = (0..self.nodes.len()).filter(|peer| *peer != node).collect();
-        let is_busy = |peer| {
-            let between = |exchange: &Exchange| {
-                (exchange.from, exchange.to, exchange.caller) == (node, peer, Caller::Worker)
-            };
-            self.exchanges.values().any(between)
-        };
-        peers.retain(|peer| !is_busy(*peer));
+        let is_own =
+            |exchange: &&Exchange| (exchange.from, exchange.caller) == (node, Caller::Worker);
+        let busy: BTreeSet<usize> = self
+            .exchanges
+            .values()
+            .filter(is_own)
+            .map(|exchange| exchange.to)
+            .collect();
+        let mut peers: Vec<usize> = (0..self.nodes.len()).collect();
+        peers.retain(|peer| *peer != node && !busy.contains(peer));
         for _ in 0..fanout.min(peers.len()) {
             let peer = peers.swap_remove(self.random.below(peers.len()));
             self.begin_exchange(node, peer);

@@ -567,20 +567,26 @@ impl Session<'_> {
         if !self.waiting().is_empty() {
             return Ok(false);
         }
-        let mut raised = false;
-        let own: BTreeSet<String> = self
-            .own()
+        let is_held =
+            |cursor: &Cursor| vclock::covers(clock(&cursor.frontier), clock(&cursor.pending));
+        let own = &self.own().cursors;
+        let others = self
+            .node
             .cursors
-            .keys()
-            .chain(self.node.cursors.keys())
-            .cloned()
-            .collect();
-        for peer in own {
-            let mut cursor = self.cursor(&peer);
+            .iter()
+            .filter(|(peer, _)| !own.contains_key(*peer));
+        let pending = own
+            .iter()
+            .chain(others)
+            .filter(|(_, cursor)| !is_held(cursor));
+        let pending: Vec<String> = pending.map(|(peer, _)| peer.clone()).collect();
+        let mut raised = false;
+        for peer in pending {
             let is_locked = self
                 .node
                 .is_locked(self.handle, |other| other.cursors.contains_key(&peer));
-            if !is_locked && !vclock::covers(clock(&cursor.frontier), clock(&cursor.pending)) {
+            if !is_locked {
+                let mut cursor = self.cursor(&peer);
                 cursor.frontier = join_clocks(&cursor.frontier, &cursor.pending);
                 raised |= self.put_cursor(&peer, cursor)?;
             }
