@@ -87,10 +87,10 @@ CREATE FUNCTION gossip_launch() RETURNS trigger
   LANGUAGE c AS 'MODULE_PATHNAME', 'gossip_launch_wrapper';
 COMMENT ON FUNCTION gossip_launch() IS 'asks for a worker when the transaction commits';
 
--- Only changes made here: what was learned from one peer goes to the others with the timer, unless
--- they have it by then from where it was made.
-CREATE TRIGGER gossip_wake BEFORE INSERT OR UPDATE ON state
-  FOR EACH ROW WHEN (NEW.xid = NEW.local_xid) EXECUTE FUNCTION gossip_wake();
+-- Only changes made here, which alone set xid and changed_at: what was learned from one peer goes to
+-- the others with the timer, unless they have it by then from where it was made.
+CREATE TRIGGER gossip_wake BEFORE INSERT OR UPDATE OF changed_at ON state
+  FOR EACH ROW WHEN (NEW.xid IS NOT NULL) EXECUTE FUNCTION gossip_wake();
 CREATE TRIGGER gossip_wake AFTER INSERT OR UPDATE OR DELETE ON member
   FOR EACH STATEMENT EXECUTE FUNCTION gossip_wake();
 CREATE TRIGGER gossip_launch AFTER INSERT OR UPDATE ON local_node

@@ -15,7 +15,7 @@ CREATE TABLE state (
   bucket smallint NOT NULL GENERATED ALWAYS AS ((hashtextextended(name, 0) & 1023)::smallint) STORED
 );
 COMMENT ON TABLE state IS 'named constraint states; change them through coord.state_*';
-COMMENT ON COLUMN state.xid IS 'transaction of the last change made on this node; NULL when there was none';
+COMMENT ON COLUMN state.xid IS 'highest transaction that changed it on this node; NULL when none did';
 COMMENT ON COLUMN state.local_xid IS 'transaction of the last change, made here or learned';
 COMMENT ON COLUMN state.learned_from IS 'peer that is known to hold exactly this value, because it gave it';
 COMMENT ON COLUMN state.changed_at IS 'time of the last change made on this node';
@@ -28,6 +28,10 @@ CREATE INDEX state_bucket ON state (bucket);
 
 SELECT pg_catalog.pg_extension_config_dump('state', '');
 
+-- `xid` only grows: transactions may change a state in another order than their numbers, and what
+-- the node holds must stay below the highest. `local_xid` is the last writer's, whichever that is: a
+-- cursor that saw the earlier one still has the later one in progress.
+
 CREATE FUNCTION state_add_constraint(name text, id text) RETURNS void
   LANGUAGE sql VOLATILE STRICT
   BEGIN ATOMIC
@@ -35,7 +39,8 @@ CREATE FUNCTION state_add_constraint(name text, id text) RETURNS void
       VALUES ($1, coord.constraint_add(coord.constraint_state(), $2, coord.node_actor()))
     ON CONFLICT ON CONSTRAINT state_pkey DO UPDATE
       SET value = coord.constraint_add(s.value, $2, coord.node_actor()),
-          xid = DEFAULT, local_xid = DEFAULT, learned_from = DEFAULT, changed_at = DEFAULT;
+          xid = greatest(s.xid, pg_current_xact_id()), local_xid = DEFAULT,
+          learned_from = DEFAULT, changed_at = DEFAULT;
   END;
 COMMENT ON FUNCTION state_add_constraint(text, text) IS 'adds a constraint to a state, creating the state if need be';
 
@@ -46,7 +51,8 @@ CREATE FUNCTION state_remove_constraint(name text, id text) RETURNS void
       VALUES ($1, coord.constraint_state())
     ON CONFLICT ON CONSTRAINT state_pkey DO UPDATE
       SET value = coord.constraint_remove(s.value, $2),
-          xid = DEFAULT, local_xid = DEFAULT, learned_from = DEFAULT, changed_at = DEFAULT
+          xid = greatest(s.xid, pg_current_xact_id()), local_xid = DEFAULT,
+          learned_from = DEFAULT, changed_at = DEFAULT
       WHERE coord.constraint_contains(s.value, $2);
   END;
 COMMENT ON FUNCTION state_remove_constraint(text, text) IS 'removes a constraint from a state';
@@ -58,7 +64,8 @@ CREATE FUNCTION state_record_satisfied(name text, n bigint) RETURNS void
       VALUES ($1, coord.constraint_record_satisfied(coord.constraint_state(), coord.node_actor(), $2))
     ON CONFLICT ON CONSTRAINT state_pkey DO UPDATE
       SET value = coord.constraint_record_satisfied(s.value, coord.node_actor(), $2),
-          xid = DEFAULT, local_xid = DEFAULT, learned_from = DEFAULT, changed_at = DEFAULT;
+          xid = greatest(s.xid, pg_current_xact_id()), local_xid = DEFAULT,
+          learned_from = DEFAULT, changed_at = DEFAULT;
   END;
 COMMENT ON FUNCTION state_record_satisfied(text, bigint) IS 'adds n satisfied checks to a state';
 
@@ -69,7 +76,8 @@ CREATE FUNCTION state_record_violations(name text, n bigint) RETURNS void
       VALUES ($1, coord.constraint_record_violations(coord.constraint_state(), coord.node_actor(), $2))
     ON CONFLICT ON CONSTRAINT state_pkey DO UPDATE
       SET value = coord.constraint_record_violations(s.value, coord.node_actor(), $2),
-          xid = DEFAULT, local_xid = DEFAULT, learned_from = DEFAULT, changed_at = DEFAULT;
+          xid = greatest(s.xid, pg_current_xact_id()), local_xid = DEFAULT,
+          learned_from = DEFAULT, changed_at = DEFAULT;
   END;
 COMMENT ON FUNCTION state_record_violations(text, bigint) IS 'adds n violations to a state';
 
@@ -82,7 +90,8 @@ CREATE FUNCTION state_move(name text, x integer, y integer) RETURNS void
       VALUES ($1, coord.constraint_move(coord.constraint_state(), $2, $3, coord.hlc_now(), coord.node_actor()))
     ON CONFLICT ON CONSTRAINT state_pkey DO UPDATE
       SET value = coord.constraint_move(s.value, $2, $3, coord.hlc_now(), coord.node_actor()),
-          xid = DEFAULT, local_xid = DEFAULT, learned_from = DEFAULT, changed_at = DEFAULT;
+          xid = greatest(s.xid, pg_current_xact_id()), local_xid = DEFAULT,
+          learned_from = DEFAULT, changed_at = DEFAULT;
   END;
 COMMENT ON FUNCTION state_move(text, integer, integer) IS 'moves a state to a position';
 

@@ -296,3 +296,12 @@ pub fn change_after_answer() -> Error {
 pub fn state_name_invalid(detail: impl Into<String>) -> Error {
     bad_argument("invalid name of a state", detail)
 }
+
+/// A message of a node that has left the mesh.
+pub fn node_left(name: &str) -> Error {
+    Error::new(
+        SqlState::NotReady,
+        format!("node \"{name}\" has left the mesh"),
+    )
+    .hint("To take it in again, add it as a peer on both sides.")
+}

@@ -117,6 +117,8 @@ pub fn worker_is_here(database: &Database) {
 pub fn worker_is_gone(database: &Database) {
     database.latch.store(0, Ordering::Release);
     database.worker.store(0, Ordering::Release);
+    // A launcher that was restarted meanwhile is not told by the postmaster.
+    wake_launcher();
 }
 
 /// Asks for a worker in a database.

@@ -17,3 +17,6 @@ mod tally;
 mod tls;
 mod transport;
 mod worker;
+
+#[cfg(test)]
+mod simulator;

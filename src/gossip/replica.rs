@@ -274,7 +274,7 @@ impl<'s> Database<'s> {
     }
 
     /// Stores what a batch says about the peer's changes. `moved` carries the new position.
-    fn store_cursor(&self, peer: &str, batch: &Batch, moved: bool) -> Result<bool> {
+    fn store_cursor(&self, peer: &str, batch: &Batch, moved: bool) {
         let next = moved.then_some(&batch.next);
         let given = next
             .and_then(|next| next.given.as_ref())
@@ -282,7 +282,7 @@ impl<'s> Database<'s> {
         let window = next.and_then(|next| next.window.as_ref());
         let until = window.map(|window| window.until.to_string());
         let frontier = batch.frontier.as_deref().filter(|_| moved);
-        let stored = self.spi.write(
+        self.spi.write(
             STORE_CURSOR,
             &[
                 Value::Text(Some(peer)),
@@ -296,7 +296,6 @@ impl<'s> Database<'s> {
                 Value::Bytes(Some(&batch.ceiling)),
             ],
         );
-        Ok(!stored.is_empty())
     }
 
     /// Once nothing waits for a local transaction, what the peer gave is held; with no peer named,
@@ -421,13 +420,13 @@ impl Replica for Database<'_> {
         if expected != found {
             return Err(error::node_name_taken(&hello.name, &expected, &found));
         }
-        let is_current = known.get::<i64>(0, 1) == Some(incarnation)
-            && known.get::<String>(0, 2).as_deref() == Some("alive");
-        if !is_current {
+        if known.get::<String>(0, 2).as_deref() != Some("alive") {
+            return Err(error::node_left(&hello.name));
+        }
+        if known.get::<i64>(0, 1) != Some(incarnation) {
             self.spi.write(
                 c"UPDATE coord.roster
-                     SET incarnation = greatest(incarnation, $2), status = 'alive',
-                         last_seen = clock_timestamp()
+                     SET incarnation = greatest(incarnation, $2), last_seen = clock_timestamp()
                    WHERE name = $1",
                 &[name, Value::Int(incarnation)],
             );
@@ -444,25 +443,37 @@ impl Replica for Database<'_> {
         let is_whole = rows.len() == batch.rows.len();
         let changed = self.learn(peer, &rows)?;
         let moved = is_whole && self.advance(peer, batch)?;
-        let stored = self.store_cursor(peer, batch, moved)?;
+        self.store_cursor(peer, batch, moved);
         let completed = self.complete(Some(peer));
         statistics::received(peer, rows.len() as u64, moved && batch.start.is_beginning());
         Ok(Absorbed {
             received: rows.len() as u64,
             changed,
-            learned: changed > 0 || completed || stored,
+            learned: changed > 0 || completed,
         })
     }
 
     fn acknowledge(&mut self, peer: &str, claim: &Claim) -> Result<()> {
+        // Looked up first: the INSERT would lock the row, and so write, even to leave it alone.
+        let known = self.spi.write(
+            c"SELECT FROM coord.ack a
+               WHERE a.node = $1 AND a.frontier::bytea = $2 AND a.ceiling::bytea = $3 AND a.digest = $4",
+            &[
+                Value::Text(Some(peer)),
+                Value::Bytes(Some(&claim.frontier)),
+                Value::Bytes(Some(&claim.ceiling)),
+                Value::Bytes(Some(&claim.digest)),
+            ],
+        );
+        if !known.is_empty() {
+            return Ok(());
+        }
         self.spi.write(
-            c"INSERT INTO coord.ack AS a (node, frontier, ceiling, digest)
+            c"INSERT INTO coord.ack (node, frontier, ceiling, digest)
               VALUES ($1, $2::coord.vclock, $3::coord.vclock, $4)
               ON CONFLICT (node) DO UPDATE
                  SET frontier = excluded.frontier, ceiling = excluded.ceiling,
-                     digest = excluded.digest, acknowledged_at = excluded.acknowledged_at
-               WHERE (a.frontier::bytea, a.ceiling::bytea, a.digest)
-                     IS DISTINCT FROM (excluded.frontier::bytea, excluded.ceiling::bytea, excluded.digest)",
+                     digest = excluded.digest, acknowledged_at = excluded.acknowledged_at",
             &[
                 Value::Text(Some(peer)),
                 Value::Bytes(Some(&claim.frontier)),
@@ -519,6 +530,7 @@ impl Replica for Database<'_> {
                      after_name = NULL, mismatches = mismatches + 1,
                      mismatched_at = clock_timestamp()
                WHERE node = $1 AND NOT resync
+                 AND NOT EXISTS (SELECT FROM coord.state_waiting)
                  AND (mismatched_at IS NULL
                       OR mismatched_at < clock_timestamp() - interval '10 s')",
             &[Value::Text(Some(peer))],

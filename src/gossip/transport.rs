@@ -21,6 +21,10 @@ use super::tls;
 /// A connection nobody used for this long is closed.
 const IDLE: Duration = Duration::from_secs(60);
 
+/// How long the far side waits for a row that somebody holds. Two sessions that gossip with each
+/// other in transactions of their own can wait for each other, which neither server can see.
+const LOCK_TIMEOUT: &str = "1s";
+
 /// A message for a peer.
 pub struct Request {
     pub peer: String,
@@ -207,7 +211,7 @@ async fn connect(request: &Request) -> Result<Connection, tokio_postgres::Error>
         .tcp_user_timeout(request.timeout)
         // The far side gives up when this side would not read the answer any more.
         .options(format!(
-            "-c statement_timeout={timeout} -c lock_timeout={timeout} -c search_path=pg_catalog"
+            "-c statement_timeout={timeout} -c lock_timeout={LOCK_TIMEOUT} -c search_path=pg_catalog"
         ));
     let (client, connection) = config.connect(tls::connector()).await?;
     // Ends by itself when the client is dropped or the peer goes away; the client then says so.

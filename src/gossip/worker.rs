@@ -19,6 +19,9 @@ use super::statistics;
 use super::transport::{Outcome, Request, Transport};
 use crate::guc;
 
+/// How long DROP EXTENSION or a removed peer can go unnoticed, however long the interval.
+const LONGEST_UNAWARE: Duration = Duration::from_secs(5);
+
 /// A peer as this worker knows it. What it has heard is forgotten when the worker ends: the peer
 /// says it again.
 struct Contact {
@@ -124,23 +127,31 @@ fn report_activity(what: Option<&str>) {
 
 impl Worker {
     fn run(mut self) {
-        let mut next_tick = Instant::now();
+        let mut last_tick = None;
+        let mut last_look = Instant::now();
         while self.database.is_wanted.load(Ordering::Acquire) {
             for outcome in self.transport.take() {
                 self.answered(outcome);
             }
-            if Instant::now() >= next_tick {
+            // The interval is read each time, so that a shorter one takes effect at once.
+            if last_tick.is_none_or(|last: Instant| last.elapsed() >= interval()) {
                 self.tick();
-                next_tick = Instant::now() + interval();
+                last_tick = Some(Instant::now());
+                last_look = Instant::now();
+            }
+            if last_look.elapsed() >= LONGEST_UNAWARE {
+                self.refresh_peers();
+                last_look = Instant::now();
             }
             if self.database.is_dirty.swap(false, Ordering::AcqRel) {
                 self.refresh_peers();
                 self.push();
             }
             report_activity(None);
+            let elapsed = last_tick.map_or(Duration::ZERO, |last| last.elapsed());
             background::wait(
                 Some(self.transport.wake_fd()),
-                next_tick.saturating_duration_since(Instant::now()),
+                interval().saturating_sub(elapsed).min(LONGEST_UNAWARE),
             );
         }
     }
@@ -187,14 +198,11 @@ impl Worker {
         });
         match found {
             Ok(Some((extension, peers))) => {
-                let is_same = *self.extension.get_or_insert(extension) == extension;
-                if is_same {
-                    self.update_contacts(peers);
-                } else {
-                    // Another extension of the same name: a new worker begins from nothing.
-                    self.leave();
-                    control::want_worker(self.database.oid());
+                // Dropped and created again: what was heard before is about other tables.
+                if self.extension.replace(extension) != Some(extension) {
+                    self.contacts.clear();
                 }
+                self.update_contacts(peers);
             }
             Ok(None) => self.leave(),
             Err(reason) => pgrx::log!("pg_test: could not read the peers: {reason}"),
@@ -227,9 +235,15 @@ impl Worker {
         }
     }
 
-    /// Begins a round with every peer: something was changed here.
+    /// Begins a round with every peer: something was changed here. A peer that fails is left to
+    /// the timer.
     fn push(&mut self) {
-        let names: Vec<String> = self.contacts.keys().cloned().collect();
+        let names: Vec<String> = self
+            .contacts
+            .iter()
+            .filter(|(_, contact)| !contact.is_failing)
+            .map(|(name, _)| name.clone())
+            .collect();
         for name in names {
             self.begin_round(&name);
         }

@@ -61,7 +61,9 @@ pub fn parse_conninfo(
 
 /// What the client library found wrong, as one sentence.
 fn sentence(error: &(dyn std::error::Error + 'static)) -> String {
-    let cause = error.source().map_or_else(String::new, |cause| cause.to_string());
+    let cause = error
+        .source()
+        .map_or_else(String::new, |cause| cause.to_string());
     format!("The connection string cannot be read: {cause}.")
 }
 

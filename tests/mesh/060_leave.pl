@@ -4,7 +4,6 @@
 use strict;
 use warnings;
 
-use PgTest::Link;
 use PgTest::Load;
 use PgTest::Mesh;
 use Test::More;
@@ -20,7 +19,7 @@ $mesh->sql($_, $record) foreach $mesh->names;
 $mesh->converges('three nodes converge');
 my %epoch_before = map { $_ => $mesh->sql($_, $epoch) } $mesh->names;
 
-foreach my $turn (1 .. 5)
+foreach my $turn (1 .. 3)
 {
 	my @loads = map { PgTest::Load->new($mesh->node($_), $record) } 'a', 'b';
 	$mesh->sql('c', 'SELECT coord.node_leave()');

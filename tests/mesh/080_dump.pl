@@ -43,12 +43,13 @@ foreach my $format (sort keys %restore)
 		$content, 'the states have the same bytes');
 	is($fresh->safe_psql($format, 'SELECT count(*) FROM coord.state WHERE digest <> coord.state_row_digest(name, value)'),
 		'0', 'and digests that fit');
-	# The worker of a restored node may fill them again as soon as it reaches a peer.
-	my $dumped = PostgreSQL::Test::Utils::slurp_file("$folder/plain") if $format eq 'plain';
-	unlike($dumped, qr/COPY coord\.(?:peer_cursor|ack|state_waiting)/, 'what gossip finds out anew is not in the dump') if $dumped;
 	note("restored as: " . $fresh->safe_psql($format, $actor) . ', dumped from: ' . $mesh->sql('a', $actor));
 	note('peers: ' . $fresh->safe_psql($format, q{SELECT string_agg(name, ',') FROM coord.peer}));
 	note('workers: ' . $fresh->safe_psql($format, q{SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'pg_test worker' AND datname = current_database()}));
 }
+
+# Not looked up in the database: the worker of a restored node fills them as soon as it reaches a peer.
+my @copied = PostgreSQL::Test::Utils::slurp_file("$folder/plain") =~ /^COPY coord\.(\w+)/mg;
+is("@{[ sort @copied ]}", 'local_node member roster state', 'the dump has what is authoritative, and nothing that gossip finds out anew');
 
 done_testing();

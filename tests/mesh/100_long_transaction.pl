@@ -62,6 +62,17 @@ pass_rounds($_, 5) foreach $mesh->names;
 $mesh->converges('a transaction open in some other table, with nothing recorded since, keeps nobody from convergence');
 $open->query_safe('COMMIT');
 
+# Two transactions change one state, and the one with the lower number does so last. The state's
+# row then bears the lower number, and yet the higher one is held.
+$open->query_safe(q{BEGIN});
+$open->query_safe(q{SELECT pg_current_xact_id()});
+$mesh->sql('a', q{SELECT coord.state_record_satisfied('other', 1)});
+$mesh->wait_for('b', sprintf($satisfied, 'other'), '22', 'the higher number is delivered first');
+$open->query_safe(q{SELECT coord.state_record_satisfied('other', 1)});
+$open->query_safe('COMMIT');
+$mesh->wait_for('b', sprintf($satisfied, 'other'), '23', 'then the lower one');
+$mesh->converges('transactions on one state in another order than their numbers do not keep the nodes from convergence');
+
 # ---- on the side that takes
 
 # b holds the row of one state, and a state by the name of another that is not there yet.
@@ -70,7 +81,7 @@ $holder->query_safe('BEGIN');
 $holder->query_safe(q{SELECT coord.state_record_satisfied('first', 100)});
 $holder->query_safe(q{SELECT coord.state_record_satisfied('new', 100)});
 $mesh->sql('a', q{SELECT coord.state_record_satisfied('first', 1), coord.state_record_satisfied('new', 1), coord.state_record_satisfied('other', 1)});
-$mesh->wait_for('b', sprintf($satisfied, 'other'), '22', 'a state that nobody holds is merged at once', timeout => 10);
+$mesh->wait_for('b', sprintf($satisfied, 'other'), '24', 'a state that nobody holds is merged at once', timeout => 10);
 $mesh->wait_for('b', q{SELECT string_agg(name, ',' ORDER BY name) FROM coord.state_waiting}, 'first,new',
 	'those whose row or name a transaction holds wait');
 $mesh->wait_for('c', sprintf($satisfied, 'new'), '1', 'other nodes do not wait for them');
@@ -85,6 +96,26 @@ $mesh->converges('when the transaction has ended they are merged and the nodes c
 is($mesh->sql($_, sprintf($satisfied, 'first') . ' UNION ALL ' . sprintf($satisfied, 'new')), "107\n101", "$_ has the changes of both sides") foreach $mesh->names;
 is($mesh->sql('b', 'SELECT count(*) FROM coord.state_waiting'), '0', 'nothing waits any more');
 
+# While b stores what c gives, a row that a gives has to wait: b must not take itself for complete
+# because c's batch had nothing to wait for.
+my $keeper = $mesh->node('b')->background_psql('postgres');
+$holder->query_safe('BEGIN');
+$holder->query_safe(q{SELECT coord.state_record_satisfied('first', 100)});
+$keeper->query_safe('BEGIN');
+$keeper->query_safe(q{SELECT FROM coord.peer_cursor WHERE node = 'c' FOR UPDATE});
+$mesh->sql('c', q{SELECT coord.state_record_satisfied('other', 1)});
+$mesh->wait_for('b', q{SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND application_name = 'pg_test gossip'});
+$mesh->sql('a', q{SELECT coord.state_record_satisfied('first', 1)});
+$mesh->wait_for('b', q{SELECT string_agg(name, ',') FROM coord.state_waiting}, 'first');
+$keeper->query_safe('COMMIT');
+$mesh->wait_for('b', sprintf($satisfied, 'other'), '25', 'what c gave is stored');
+is($mesh->sql('b', q{SELECT frontier OPERATOR(coord.@>) pending FROM coord.peer_cursor WHERE node = 'a'}), 'f',
+	'b does not claim to hold what still waits');
+$holder->query_safe('COMMIT');
+$keeper->quit;
+$mesh->converges('when that has been merged too the nodes converge');
+is($mesh->sql($_, 'SELECT sum(mismatches) FROM coord.convergence'), '0', "$_ never took any of this for corruption") foreach $mesh->names;
+
 # ---- with an hour between two rounds of the timer
 
 $mesh->sql($_, q{ALTER SYSTEM SET coord.gossip_interval = '1h'}) foreach $mesh->names;
@@ -93,14 +124,14 @@ $holder->quit;
 $open->quit;
 $holder = $mesh->node('b')->background_psql('postgres');
 $mesh->sql('a', q{SELECT coord.state_record_satisfied('first', 1)});
-$mesh->wait_for('b', sprintf($satisfied, 'first'), '108', undef, timeout => 20);
+$mesh->wait_for('b', sprintf($satisfied, 'first'), '209', undef, timeout => 20);
 $holder->query_safe('BEGIN');
 $holder->query_safe(q{SELECT coord.state_record_satisfied('first', 1)});
 $mesh->sql('a', q{SELECT coord.state_record_satisfied('first', 1)});
 $mesh->wait_for('b', 'SELECT count(*) FROM coord.state_waiting', '1');
 $holder->query_safe('COMMIT');
-$mesh->wait_for('b', sprintf($satisfied, 'first'), '110', 'the commit that lets a state go has what waited for it merged at once', timeout => 10);
-$mesh->wait_for('a', sprintf($satisfied, 'first'), '110', 'and is pushed itself', timeout => 10);
+$mesh->wait_for('b', sprintf($satisfied, 'first'), '211', 'the commit that lets a state go has what waited for it merged at once', timeout => 10);
+$mesh->wait_for('a', sprintf($satisfied, 'first'), '211', 'and is pushed itself', timeout => 10);
 $holder->quit;
 
 done_testing();
