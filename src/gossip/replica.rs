@@ -34,6 +34,12 @@ pub enum Standpoint {
     AfterCommit,
 }
 
+/// Rows for a peer, and the last of them, (xid, name), when there are more.
+struct Changes {
+    rows: Vec<Row>,
+    cut_off: Option<(u64, String)>,
+}
+
 /// This node, within one transaction.
 pub struct Database<'s> {
     spi: &'s Session,
@@ -107,15 +113,15 @@ impl<'s> Database<'s> {
         let window = start.position.window.as_ref();
         let until = window.map_or(snapshot, |window| &window.until).clone();
         let is_current = window.is_none();
-        let (rows, last) = self.changes(peer, &start, &until)?;
-        let is_exhausted = last.is_none();
+        let Changes { rows, cut_off } = self.changes(peer, &start, &until)?;
+        let is_exhausted = cut_off.is_none();
         let next = Position {
             space: self.space.clone(),
-            given: match last {
+            given: match cut_off {
                 None => Some(until.clone()),
                 Some(_) => start.position.given.clone(),
             },
-            window: last.map(|(after_xid, after_name)| Window {
+            window: cut_off.map(|(after_xid, after_name)| Window {
                 until,
                 after_xid,
                 after_name,
@@ -133,12 +139,7 @@ impl<'s> Database<'s> {
 
     /// Rows changed since `start` as far as `until` sees them, and where they were cut off when
     /// there are more.
-    fn changes(
-        &self,
-        peer: &str,
-        start: &Start,
-        until: &Snapshot,
-    ) -> Result<(Vec<Row>, Option<(u64, String)>)> {
+    fn changes(&self, peer: &str, start: &Start, until: &Snapshot) -> Result<Changes> {
         let given = start.position.given.as_ref();
         let in_progress: Vec<i64> = given.map_or_else(Vec::new, |given| {
             given
@@ -170,7 +171,10 @@ impl<'s> Database<'s> {
             let value: Vec<u8> = required(&found, index, 2)?;
             size += value.len();
             if size > size_limit && last.is_some() {
-                return Ok((rows, last));
+                return Ok(Changes {
+                    rows,
+                    cut_off: last,
+                });
             }
             let name: String = required(&found, index, 1)?;
             last = Some((
@@ -183,7 +187,10 @@ impl<'s> Database<'s> {
             }
         }
         let is_cut_off = found.len() as i64 == limit;
-        Ok((rows, last.filter(|_| is_cut_off)))
+        Ok(Changes {
+            rows,
+            cut_off: last.filter(|_| is_cut_off),
+        })
     }
 
     /// Splits off rows whose stamp is too far ahead of this server, and observes the others.

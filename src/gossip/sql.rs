@@ -163,6 +163,7 @@ fn gossip_farewell() -> SqlResult<()> {
 
 /// What this node holds now.
 #[pg_extern(sql = false)]
+#[allow(clippy::type_complexity)] // pgrx reads the columns off the signature
 fn gossip_claim() -> Result<
     TableIterator<
         'static,
@@ -189,6 +190,7 @@ fn gossip_claim() -> Result<
 }
 
 #[pg_extern(sql = false)]
+#[allow(clippy::type_complexity)] // as above
 fn peer_statistics() -> TableIterator<
     'static,
     (

@@ -66,4 +66,23 @@ $_->heal foreach values %link;
 $mesh->converges('the mesh converges after all partitions');
 is($mesh->sql($_, $full_syncs), $syncs_before{$_}, "$_ needed no full resync") foreach 'a', 'b';
 
+# ---- the third is gone for good, having told of a commit above a transaction that was still open
+
+my $open = $mesh->node('c')->background_psql('postgres');
+$open->query_safe('BEGIN');
+$open->query_safe('SELECT pg_current_xact_id()');
+my $last = $mesh->sql('a', $satisfied) + 1;
+record('c');
+$mesh->wait_for($_, $satisfied, $last, "$_ has the last change of the third") foreach 'a', 'b';
+$mesh->kill9('c');
+eval { $open->quit };
+my %of = (a => 'b', b => 'a');
+foreach my $name ('a', 'b')
+{
+	$mesh->sql($name, q{SELECT coord.remove_peer('c')});
+	is($mesh->content($name), $mesh->content($of{$name}), "$name has what $of{$name} has");
+	$mesh->wait_for($name, 'SELECT bool_and(converged) FROM coord.convergence', 't',
+		"$name and $of{$name} are converged, though nobody will ever say that the third had nothing more", timeout => 10);
+}
+
 done_testing();
