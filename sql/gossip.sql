@@ -146,18 +146,28 @@ COMMENT ON COLUMN peer_status.frontier IS 'what the peer says it holds completel
 COMMENT ON COLUMN peer_status.lag IS 'age of the oldest change made here that the peer has not acknowledged';
 COMMENT ON COLUMN peer_status.lag_states IS 'states changed here that the peer has not acknowledged';
 
+-- The rule of protocol.rs, compare(): each covers the other and the digests agree, or both claim the
+-- very same and neither has anything of its own on the way.
 CREATE VIEW convergence AS
   SELECT c.peer, c.peer_covers_mine, c.covers_peer,
-         CASE WHEN c.peer_covers_mine AND c.covers_peer THEN c.digests_equal END AS digests_agree,
-         coalesce(c.peer_covers_mine AND c.covers_peer AND c.digests_equal, false) AS converged,
+         CASE WHEN c.peer_covers_mine AND c.covers_peer OR c.is_alike THEN c.digests_equal END AS digests_agree,
+         coalesce((c.peer_covers_mine AND c.covers_peer OR c.is_alike) AND c.digests_equal, false) AS converged,
          c.mismatches, c.mismatched_at, c.acknowledged_at
     FROM (SELECT p.name AS peer,
-                 coalesce(a.frontier OPERATOR(coord.@>) me.ceiling::coord.vclock, false) AS peer_covers_mine,
-                 coalesce(me.frontier::coord.vclock OPERATOR(coord.@>) a.ceiling, false) AS covers_peer,
+                 coalesce(a.frontier OPERATOR(coord.@>) me.ceiling, false) AS peer_covers_mine,
+                 coalesce(me.frontier OPERATOR(coord.@>) a.ceiling, false) AS covers_peer,
+                 a.frontier OPERATOR(coord.=) me.frontier AND a.ceiling OPERATOR(coord.=) me.ceiling
+                   AND a.digest = me.digest
+                   AND coord.vclock_get(me.frontier, n.actor) >= coord.vclock_get(me.ceiling, n.actor)
+                   AND coord.vclock_get(me.frontier, r.actor) >= coord.vclock_get(me.ceiling, r.actor) AS is_alike,
                  a.digest = me.digest AS digests_equal,
                  coalesce(k.mismatches, 0) AS mismatches, k.mismatched_at, a.acknowledged_at
             FROM coord.peer p
-            CROSS JOIN coord.gossip_claim() me
+            CROSS JOIN (SELECT g.frontier::coord.vclock, g.ceiling::coord.vclock, g.digest
+                          FROM coord.gossip_claim() g) me
+            CROSS JOIN coord.local_node n
+            LEFT JOIN (SELECT o.name, o.name || CASE WHEN o.incarnation > 1 THEN '#' || o.incarnation ELSE '' END AS actor
+                         FROM coord.roster o) r ON r.name = p.name
             LEFT JOIN coord.ack a ON a.node = p.name
             LEFT JOIN coord.peer_cursor k ON k.node = p.name) c;
 COMMENT ON VIEW convergence IS 'per peer: does each hold all of the other, and do the digests agree';

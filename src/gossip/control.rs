@@ -16,8 +16,10 @@ pub const MAX_DATABASES: usize = 64;
 pub struct Database {
     /// 0 marks a free slot.
     oid: AtomicU32,
-    /// A worker is asked for: the database was named a node, or nobody has looked yet.
-    pub is_wanted: AtomicBool,
+    /// How often a worker was asked for since the last one found nothing to do; 0 for not at all.
+    wanted: AtomicU32,
+    /// The database is about to be dropped: no worker, whoever asks.
+    pub is_dismissed: AtomicBool,
     /// A commit changed something that peers wait for.
     pub is_dirty: AtomicBool,
     /// The worker's process, 0 when none runs.
@@ -31,8 +33,25 @@ impl Database {
         self.oid.load(Ordering::Acquire)
     }
 
+    pub fn is_wanted(&self) -> bool {
+        self.wanted_times() > 0
+    }
+
+    /// To be read before looking whether there is a node.
+    pub fn wanted_times(&self) -> u32 {
+        self.wanted.load(Ordering::Acquire)
+    }
+
+    /// Nothing was found to do, unless a worker was asked for again while looking.
+    pub fn give_up(&self, wanted_times: u32) {
+        let _ = self
+            .wanted
+            .compare_exchange(wanted_times, 0, Ordering::AcqRel, Ordering::Acquire);
+    }
+
     pub fn free(&self) {
-        self.is_wanted.store(false, Ordering::Release);
+        self.wanted.store(0, Ordering::Release);
+        self.is_dismissed.store(false, Ordering::Release);
         self.is_dirty.store(false, Ordering::Release);
         self.oid.store(0, Ordering::Release);
     }
@@ -124,7 +143,7 @@ pub fn worker_is_gone(database: &Database) {
 /// Asks for a worker in a database.
 pub fn want_worker(oid: u32) {
     if let Some(database) = database(oid) {
-        database.is_wanted.store(true, Ordering::Release);
+        database.wanted.fetch_add(1, Ordering::AcqRel);
         wake_launcher();
     }
 }
@@ -149,7 +168,7 @@ thread_local! {
 /// Sends the worker of a database away; it is asked for again if this transaction fails.
 pub fn dismiss_until_abort(oid: u32) {
     if let Some(database) = databases().iter().find(|database| database.oid() == oid) {
-        database.is_wanted.store(false, Ordering::Release);
+        database.is_dismissed.store(true, Ordering::Release);
         set_latch(database.latch.load(Ordering::Acquire));
         DISMISSED.set(oid);
     }
@@ -198,7 +217,13 @@ unsafe extern "C-unwind" fn at_transaction_end(
     let (tells, launches) = (TELL_AT_COMMIT.take(), LAUNCH_AT_COMMIT.take());
     HAS_ANSWERED.set(false);
     let dismissed = DISMISSED.take();
-    if dismissed != 0 && event == pg_sys::XactEvent::XACT_EVENT_ABORT {
+    if let Some(database) = databases()
+        .iter()
+        .find(|database| database.oid() == dismissed)
+        && dismissed != 0
+    {
+        // Dropped or not: the launcher looks whether the database is still there.
+        database.is_dismissed.store(false, Ordering::Release);
         want_worker(dismissed);
     }
     if event != pg_sys::XactEvent::XACT_EVENT_COMMIT || !(tells || launches) {

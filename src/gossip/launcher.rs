@@ -83,13 +83,13 @@ fn supervise(supervised: &mut HashMap<u32, Supervision>) -> Duration {
         }
         let supervision = supervised.entry(oid).or_default();
         supervision.collect(now, database);
-        if supervision.started.is_some() || is_running(database) {
+        let is_dismissed = database
+            .is_dismissed
+            .load(std::sync::atomic::Ordering::Acquire);
+        if supervision.started.is_some() || is_running(database) || is_dismissed {
             continue;
         }
-        if !database
-            .is_wanted
-            .load(std::sync::atomic::Ordering::Acquire)
-        {
+        if !database.is_wanted() {
             database.free();
             supervised.remove(&oid);
             continue;

@@ -166,8 +166,10 @@ fn malformed(detail: impl Into<String>) -> error::Error {
 }
 
 fn check_position(position: &Position) -> Result<()> {
-    if position.space.len() > MAX_SPACE_BYTES {
-        return Err(malformed("The space of a position is too long."));
+    if position.space.len() > MAX_SPACE_BYTES || position.space.contains('\0') {
+        return Err(malformed(
+            "The space of a position is too long or has a NUL.",
+        ));
     }
     if let Some(given) = &position.given {
         given.check()?;
@@ -382,17 +384,30 @@ pub enum Comparison {
     Corrupt,
 }
 
-pub fn compare(mine: &Claim, theirs: &Claim) -> Result<Comparison> {
+/// Compares what two nodes claim; `speakers` are their own actors.
+pub fn compare(mine: &Claim, theirs: &Claim, speakers: [&str; 2]) -> Result<Comparison> {
     let covered =
         covers(&theirs.frontier, &mine.ceiling)? && covers(&mine.frontier, &theirs.ceiling)?;
-    Ok(if !covered {
-        Comparison::Unfinished
-    } else if mine.digest == theirs.digest {
-        Comparison::Converged
-    } else {
+    Ok(if covered && mine.digest != theirs.digest {
         // Covered both ways, each frontier lies at or above both ceilings, so both are exact.
         Comparison::Corrupt
+    } else if covered || (mine == theirs && have_finished(mine, speakers)?) {
+        Comparison::Converged
+    } else {
+        Comparison::Unfinished
     })
+}
+
+/// Whether nothing of these actors is still on its way. What a third node has begun to tell and may
+/// never finish, because it is gone, keeps nobody from agreeing on what both hold of it.
+fn have_finished(claim: &Claim, actors: [&str; 2]) -> Result<bool> {
+    let (frontier, ceiling) = (
+        Vclock::parse(&claim.frontier)?,
+        Vclock::parse(&claim.ceiling)?,
+    );
+    Ok(actors
+        .iter()
+        .all(|actor| frontier.get(actor.as_bytes()) >= ceiling.get(actor.as_bytes())))
 }
 
 /// What storing a message's batch came to.
@@ -479,7 +494,8 @@ fn judge(
     let Some(theirs) = &message.claim else {
         return Ok(false);
     };
-    match compare(mine, theirs)? {
+    let (own, other) = (replica.hello()?.actor(), message.hello.actor());
+    match compare(mine, theirs, [&own, &other])? {
         Comparison::Converged => {
             heard.is_mistrusted = false;
             Ok(true)

@@ -30,7 +30,22 @@ struct Contact {
     round: Option<Round>,
     /// Something changed while a round was under way.
     is_behind: bool,
-    is_failing: bool,
+    /// Rounds that failed since the last one that did not.
+    failures: u32,
+    last_failure: Option<Instant>,
+}
+
+impl Contact {
+    fn is_failing(&self) -> bool {
+        self.failures > 0
+    }
+
+    /// A peer that keeps failing is tried less often, up to every sixteenth interval.
+    fn is_due(&self) -> bool {
+        let doublings = self.failures.saturating_sub(1).min(4);
+        self.last_failure
+            .is_none_or(|last| last.elapsed() >= interval() * (1 << doublings))
+    }
 }
 
 struct Worker {
@@ -129,7 +144,7 @@ impl Worker {
     fn run(mut self) {
         let mut last_tick = None;
         let mut last_look = Instant::now();
-        while self.database.is_wanted.load(Ordering::Acquire) {
+        while self.is_needed() {
             for outcome in self.transport.take() {
                 self.answered(outcome);
             }
@@ -161,7 +176,7 @@ impl Worker {
         self.refresh_peers();
         let retried =
             transaction(|spi| Database::open(spi, Standpoint::BeforeCommit)?.retry_waiting());
-        if self.database.is_wanted.load(Ordering::Acquire) {
+        if self.is_needed() {
             if let Err(reason) = retried {
                 pgrx::log!("pg_test: could not merge what waited: {reason}");
             }
@@ -172,6 +187,7 @@ impl Worker {
     /// Reads peers anew. Without extension or node there is nothing to do here any more.
     fn refresh_peers(&mut self) {
         report_activity(Some("reading peers"));
+        let wanted_times = self.database.wanted_times();
         let found = transaction(|spi| {
             let extension = spi.read(
                 c"SELECT e.oid FROM pg_catalog.pg_extension e
@@ -204,13 +220,16 @@ impl Worker {
                 }
                 self.update_contacts(peers);
             }
-            Ok(None) => self.leave(),
+            Ok(None) => {
+                self.contacts.clear();
+                self.database.give_up(wanted_times);
+            }
             Err(reason) => pgrx::log!("pg_test: could not read the peers: {reason}"),
         }
     }
 
-    fn leave(&self) {
-        self.database.is_wanted.store(false, Ordering::Release);
+    fn is_needed(&self) -> bool {
+        self.database.is_wanted() && !self.database.is_dismissed.load(Ordering::Acquire)
     }
 
     fn update_contacts(&mut self, peers: Vec<Peer>) {
@@ -227,7 +246,8 @@ impl Worker {
                             heard: Heard::default(),
                             round: None,
                             is_behind: false,
-                            is_failing: false,
+                            failures: 0,
+                            last_failure: None,
                         },
                     );
                 }
@@ -241,7 +261,7 @@ impl Worker {
         let names: Vec<String> = self
             .contacts
             .iter()
-            .filter(|(_, contact)| !contact.is_failing)
+            .filter(|(_, contact)| !contact.is_failing())
             .map(|(name, _)| name.clone())
             .collect();
         for name in names {
@@ -251,7 +271,12 @@ impl Worker {
 
     /// Begins a round with up to `coord.gossip_fanout` peers chosen at random.
     fn gossip(&mut self) {
-        let mut names: Vec<String> = self.contacts.keys().cloned().collect();
+        let mut names: Vec<String> = self
+            .contacts
+            .iter()
+            .filter(|(_, contact)| contact.is_due())
+            .map(|(name, _)| name.clone())
+            .collect();
         let fanout = guc::GOSSIP_FANOUT.get().unsigned_abs() as usize;
         for place in 0..names.len().min(fanout) {
             let other = place + self.below(names.len() - place);
@@ -364,7 +389,8 @@ impl Worker {
             return;
         };
         contact.round = None;
-        if std::mem::take(&mut contact.is_failing) {
+        contact.last_failure = None;
+        if std::mem::take(&mut contact.failures) > 0 {
             pgrx::log!("pg_test: peer \"{name}\" answers again");
         }
         if contact.is_behind {
@@ -382,7 +408,9 @@ impl Worker {
         };
         contact.round = None;
         contact.is_behind = false;
-        if !std::mem::replace(&mut contact.is_failing, true) {
+        contact.failures += 1;
+        contact.last_failure = Some(Instant::now());
+        if contact.failures == 1 {
             pgrx::log!("pg_test: gossip with peer \"{name}\" failed: {reason}");
         }
     }
