@@ -73,19 +73,9 @@ pub extern "C-unwind" fn pg_test_worker_main(argument: pg_sys::Datum) {
     unsafe { pg_sys::before_shmem_exit(Some(announce_exit), argument) };
     control::worker_is_here(database);
     set_session_defaults();
-    let transport = match Transport::start() {
-        Ok(transport) => transport,
-        Err(failure) => {
-            ereport!(
-                FATAL,
-                PgSqlErrorCode::ERRCODE_SYSTEM_ERROR,
-                format!("could not start the gossip transport: {failure}")
-            );
-        }
-    };
     Worker {
         database,
-        transport,
+        transport: start_transport(),
         contacts: HashMap::new(),
         extension: None,
         random: Instant::now().elapsed().as_nanos() as u64
@@ -102,6 +92,19 @@ unsafe extern "C-unwind" fn announce_exit(_code: i32, argument: pg_sys::Datum) {
         && let Some(database) = control::database(oid.to_u32())
     {
         control::worker_is_gone(database);
+    }
+}
+
+fn start_transport() -> Transport {
+    match Transport::start() {
+        Ok(transport) => transport,
+        Err(failure) => {
+            ereport!(
+                FATAL,
+                PgSqlErrorCode::ERRCODE_SYSTEM_ERROR,
+                format!("could not start the gossip transport: {failure}")
+            );
+        }
     }
 }
 
@@ -215,8 +218,13 @@ impl Worker {
         match found {
             Ok(Some((extension, peers))) => {
                 // Dropped and created again: what was heard before is about other tables.
-                if self.extension.replace(extension) != Some(extension) {
+                if self
+                    .extension
+                    .replace(extension)
+                    .is_some_and(|previous| previous != extension)
+                {
                     self.contacts.clear();
+                    self.transport = start_transport();
                 }
                 self.update_contacts(peers);
             }

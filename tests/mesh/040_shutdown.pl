@@ -178,9 +178,9 @@ sub joins_anew
 	$mesh->sql('a', sprintf q{SELECT coord.add_peer('%s', '%s')}, $name, $mesh->conninfo('b'));
 	$mesh->wait_for('b', q{SELECT count(*) FROM coord.state WHERE name = 's'}, '1', 'it has what the mesh has', timeout => 20);
 	# A peer that the worker of the old extension did not know.
-	my $asked = $silent->count;
+	my $asked = $silent->accepted;
 	$mesh->add_peer('b', 'silent', port => $silent->port);
-	ok(eval { wait_until(sub { $silent->count > $asked }, 'the new peer is asked', 10); 1 }, 'its worker asks the new peers');
+	ok(eval { wait_until(sub { $silent->accepted > $asked }, 'the new peer is asked', 10); 1 }, 'its worker asks the new peers');
 	# The old one is no peer any more; the mesh is left to those that are there.
 	$mesh->sql('a', "SELECT coord.remove_peer('$name')");
 	return;

@@ -11,6 +11,7 @@ PgTest::Link - a network path to one server that can be cut
   $link->hold;    # connections are accepted, nothing is passed on any more
   $link->heal;    # as at first; what was open before is closed
   $link->count;   # connections open now
+  $link->accepted; # connections ever taken
 
   my $nowhere = PgTest::Link->black_hole;    # swallows packets: not even the handshake is answered
 
@@ -72,6 +73,7 @@ sub cut { return $_[0]->_command('cut'); }
 sub hold { return $_[0]->_command('hold'); }
 sub heal { return $_[0]->_command('heal'); }
 sub count { return $_[0]->_command('count'); }
+sub accepted { return $_[0]->_command('accepted'); }
 
 sub _command
 {
@@ -100,6 +102,7 @@ sub _serve
 	my ($listener, $control, $target) = @_;
 	local $SIG{PIPE} = 'IGNORE';
 	my $mode = 'heal';
+	my $accepted = 0;
 	# Each end's file number leads to the other end; a held connection has none.
 	my (%other, %socket);
 	my $select = IO::Select->new($listener, $control);
@@ -121,12 +124,13 @@ sub _serve
 			{
 				sysread($control, my $command, 64) or return;
 				chomp $command;
-				if ($command ne 'count')
+				my %figures = (count => sub { scalar grep { !$_->{far} } values %other }, accepted => sub { $accepted });
+				if (!$figures{$command})
 				{
 					$mode = $command;
 					$drop->(values %socket) unless $mode eq 'hold';
 				}
-				my $answer = $command eq 'count' ? scalar(grep { !$_->{far} } values %other) : $mode;
+				my $answer = $figures{$command} ? $figures{$command}->() : $mode;
 				syswrite $control, "$answer\n";
 				# The list of what was ready may name sockets that are closed now.
 				last;
@@ -134,6 +138,7 @@ sub _serve
 			if ($ready == $listener)
 			{
 				my $near = $listener->accept or next;
+				$accepted++;
 				if ($mode eq 'cut') { close $near; next; }
 				my $far;
 				if ($mode eq 'heal')
