@@ -20,7 +20,7 @@ start_node() {
 		port = ${port[$1]}
 		shared_preload_libraries = 'pg_test'
 		wal_level = logical
-		shared_buffers = 512MB
+		shared_buffers = 1GB # a table above a quarter of it is read through a ring, past the cache
 		autovacuum = off
 		max_parallel_workers_per_gather = 0
 		jit = off"
