@@ -6,7 +6,7 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 use pgrx::{Internal, pg_sys};
 
-use super::vclock::{self, Vclock};
+use super::vclock::{self, Merged, Vclock};
 use super::{hlc, server};
 use crate::error::{bad_argument, malformed_binary};
 use crate::varlena::{self, Flat, FlatResult, SqlResult};
@@ -74,11 +74,10 @@ fn vclock_entries(
 /// Merge, also the transition and combine function of `vclock_merge_agg`.
 #[pg_extern(sql = false)]
 fn vclock_merge(left: Flat, right: Flat) -> SqlResult<FlatResult> {
-    let (a, b) = (Vclock::parse(left.bytes())?, Vclock::parse(right.bytes())?);
-    if vclock::covers(a, b) {
-        return Ok(left.unchanged());
-    }
-    Ok(vclock::merge(a, b)?.into())
+    Ok(match vclock::merge_bytes(left.bytes(), right.bytes())? {
+        Merged::Left => left.unchanged(),
+        Merged::New(merged) => merged.into(),
+    })
 }
 
 /// Meet, also the transition and combine function of `vclock_meet_agg`.

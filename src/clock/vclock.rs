@@ -333,42 +333,72 @@ impl<'a> Iterator for Pairs<'a> {
     }
 }
 
-/// Least upper bound: per actor the higher counter.
-pub fn merge(left: Vclock, right: Vclock) -> Result<Vec<u8>> {
+/// The result of a merge that may be one of its inputs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Merged {
+    /// The left side covers the right one.
+    Left,
+    New(Vec<u8>),
+}
+
+/// Least upper bound: per actor the higher counter. Takes the bytes, because clocks of the same
+/// actors, the usual case, merge in one pass that checks the structure as it goes.
+pub fn merge_bytes(left: &[u8], right: &[u8]) -> Result<Merged> {
     if let Some(merged) = merge_of_same_actors(left, right) {
         return Ok(merged);
+    }
+    let (left, right) = (Vclock::parse(left)?, Vclock::parse(right)?);
+    if covers(left, right) {
+        return Ok(Merged::Left);
     }
     let mut out = Builder::with_capacity(left.bytes.len() + right.bytes.len());
     for pair in Pairs::new(left, right) {
         out.push(pair.actor, pair.left.max(pair.right));
     }
-    out.finish()
+    Ok(Merged::New(out.finish()?))
 }
 
-/// The usual case, all nodes in both clocks: the bytes differ in counters only, so a copy of one
-/// side with the higher counters written over it is the result. `None` when the actors differ.
-fn merge_of_same_actors(left: Vclock, right: Vclock) -> Option<Vec<u8>> {
-    if left.bytes.len() != right.bytes.len() {
+/// Least upper bound of two clocks as a clock of its own.
+pub fn merge(left: Vclock, right: Vclock) -> Result<Vec<u8>> {
+    Ok(match merge_bytes(left.bytes, right.bytes)? {
+        Merged::Left => left.bytes.to_vec(),
+        Merged::New(merged) => merged,
+    })
+}
+
+/// Clocks of the same actors differ in counters only, so a copy of one side with the higher counters
+/// written over it is the result. `None` when the actors differ or the structure is not sound.
+fn merge_of_same_actors(left: &[u8], right: &[u8]) -> Option<Merged> {
+    if left.len() != right.len()
+        || left.get(..HEADER_BYTES)? != right.get(..HEADER_BYTES)?
+        || left[..HEADER.len()] != HEADER
+    {
         return None;
     }
-    let mut merged = left.bytes.to_vec();
-    let mut place = HEADER_BYTES;
-    while let Some(&length) = left.bytes.get(place) {
+    let mut merged: Option<Vec<u8>> = None;
+    let (mut place, mut count) = (HEADER_BYTES, 0_u32);
+    while let Some(&length) = left.get(place) {
         let counter = place + 1 + usize::from(length);
         let end = counter + COUNTER_BYTES;
-        if left.bytes.get(place..counter)? != right.bytes.get(place..counter)? {
+        let (mine, theirs) = (left.get(place..end)?, right.get(place..end)?);
+        let (mine_actor, mine_counter) = mine.split_last_chunk::<COUNTER_BYTES>()?;
+        let (theirs_actor, theirs_counter) = theirs.split_last_chunk::<COUNTER_BYTES>()?;
+        if mine_actor != theirs_actor {
             return None;
         }
-        let of = |side: &[u8]| Some(u64::from_le_bytes(*side.get(counter..end)?.first_chunk()?));
-        let ahead = of(right.bytes)?;
-        if ahead > of(left.bytes)? {
+        if u64::from_le_bytes(*theirs_counter) > u64::from_le_bytes(*mine_counter) {
             merged
+                .get_or_insert_with(|| left.to_vec())
                 .get_mut(counter..end)?
-                .copy_from_slice(&ahead.to_le_bytes());
+                .copy_from_slice(theirs_counter);
         }
         place = end;
+        count += 1;
     }
-    Some(merged)
+    if left[HEADER.len()..HEADER_BYTES] != count.to_le_bytes() {
+        return None;
+    }
+    Some(merged.map_or(Merged::Left, Merged::New))
 }
 
 /// Greatest lower bound: per actor the lower counter; an actor absent on either side is zero.
