@@ -92,16 +92,17 @@ fn describe(cause: &CaughtError) -> String {
     }
 }
 
-/// Whether this transaction has a number, so that its commit will be recorded.
-pub fn has_written() -> bool {
+/// The number of this transaction, when it has written.
+pub fn own_xid() -> Option<u64> {
     // SAFETY: a plain getter; the invalid number stands for none.
-    unsafe { pg_sys::GetTopFullTransactionIdIfAny() }.value != 0
+    let own = unsafe { pg_sys::GetTopFullTransactionIdIfAny() }.value;
+    (own != 0).then_some(own)
 }
 
 /// Makes this transaction's commit wait for the disk, when it has anything to commit: what it
 /// stored is about to be acknowledged to the peer that gave it.
 pub fn flush_at_commit() {
-    if has_written() {
+    if own_xid().is_some() {
         // SAFETY: a flag of the current transaction.
         unsafe { pg_sys::ForceSyncCommit() };
     }

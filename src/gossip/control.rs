@@ -19,7 +19,7 @@ pub struct Database {
     /// How often a worker was asked for since the last one found nothing to do; 0 for not at all.
     wanted: AtomicU32,
     /// The database is about to be dropped: no worker, whoever asks.
-    pub is_dismissed: AtomicBool,
+    is_dismissed: AtomicBool,
     /// A commit changed something that peers wait for.
     pub is_dirty: AtomicBool,
     /// The worker's process, 0 when none runs.
@@ -35,6 +35,10 @@ impl Database {
 
     pub fn is_wanted(&self) -> bool {
         self.wanted_times() > 0
+    }
+
+    pub fn is_dismissed(&self) -> bool {
+        self.is_dismissed.load(Ordering::Acquire)
     }
 
     /// To be read before looking whether there is a node.
@@ -83,16 +87,24 @@ pub fn databases() -> &'static [Database] {
     &SHARED.get().databases
 }
 
+/// The slot of a database that has one. None without preloading, when there are no slots.
+fn known_database(oid: u32) -> Option<&'static Database> {
+    if oid == 0 || !is_preloaded() {
+        return None;
+    }
+    databases().iter().find(|database| database.oid() == oid)
+}
+
 /// The slot of a database, taken if need be. None when all are in use or nothing is preloaded.
 pub fn database(oid: u32) -> Option<&'static Database> {
     if !is_preloaded() {
         return None;
     }
-    let slots = databases();
-    if let Some(slot) = slots.iter().find(|slot| slot.oid() == oid) {
-        return Some(slot);
+    let taken = known_database(oid);
+    if taken.is_some() {
+        return taken;
     }
-    slots.iter().find(|slot| {
+    databases().iter().find(|slot| {
         slot.oid
             .compare_exchange(0, oid, Ordering::AcqRel, Ordering::Acquire)
             .is_ok()
@@ -165,9 +177,9 @@ thread_local! {
     static DISMISSED: Cell<u32> = const { Cell::new(0) };
 }
 
-/// Sends the worker of a database away; it is asked for again if this transaction fails.
-pub fn dismiss_until_abort(oid: u32) {
-    if let Some(database) = databases().iter().find(|database| database.oid() == oid) {
+/// Sends the worker of a database away until this transaction ends, either way.
+pub fn dismiss_worker(oid: u32) {
+    if let Some(database) = known_database(oid) {
         database.is_dismissed.store(true, Ordering::Release);
         set_latch(database.latch.load(Ordering::Acquire));
         DISMISSED.set(oid);
@@ -217,11 +229,7 @@ unsafe extern "C-unwind" fn at_transaction_end(
     let (tells, launches) = (TELL_AT_COMMIT.take(), LAUNCH_AT_COMMIT.take());
     HAS_ANSWERED.set(false);
     let dismissed = DISMISSED.take();
-    if let Some(database) = databases()
-        .iter()
-        .find(|database| database.oid() == dismissed)
-        && dismissed != 0
-    {
+    if let Some(database) = known_database(dismissed) {
         // Dropped or not: the launcher looks whether the database is still there.
         database.is_dismissed.store(false, Ordering::Release);
         want_worker(dismissed);
@@ -234,7 +242,7 @@ unsafe extern "C-unwind" fn at_transaction_end(
     if launches {
         want_worker(oid);
     }
-    if let Some(database) = databases().iter().find(|database| database.oid() == oid) {
+    if let Some(database) = known_database(oid) {
         wake_worker(database);
     }
 }

@@ -81,7 +81,7 @@ unsafe extern "C-unwind" fn dismiss_worker(database: *const std::ffi::c_char) {
     // SAFETY: a catalog look-up within the command's transaction.
     let oid = unsafe { pg_sys::get_database_oid(database, true) };
     if oid != pg_sys::InvalidOid && may_drop(oid) {
-        control::dismiss_until_abort(oid.to_u32());
+        control::dismiss_worker(oid.to_u32());
     }
 }
 

@@ -83,10 +83,7 @@ fn supervise(supervised: &mut HashMap<u32, Supervision>) -> Duration {
         }
         let supervision = supervised.entry(oid).or_default();
         supervision.collect(now, database);
-        let is_dismissed = database
-            .is_dismissed
-            .load(std::sync::atomic::Ordering::Acquire);
-        if supervision.started.is_some() || is_running(database) || is_dismissed {
+        if supervision.started.is_some() || is_running(database) || database.is_dismissed() {
             continue;
         }
         if !database.is_wanted() {

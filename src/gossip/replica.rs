@@ -5,6 +5,7 @@ use std::ffi::CStr;
 
 use pgrx::pg_sys;
 
+use super::background::own_xid;
 use super::protocol::{
     self, Absorbed, Batch, Claim, Feed, Heard, Hello, Holding, Position, Replica, Row, Start,
     Window,
@@ -372,13 +373,6 @@ const STORE_CURSOR: &CStr = c"
            pending = c.pending OPERATOR(coord.||) excluded.pending,
            ceiling = c.ceiling OPERATOR(coord.||) excluded.ceiling
      WHERE $2 OR NOT c.ceiling OPERATOR(coord.@>) excluded.ceiling";
-
-/// The number of this transaction, when it has written.
-fn own_xid() -> Option<u64> {
-    // SAFETY: a plain getter; the invalid number stands for none.
-    let own = unsafe { pg_sys::GetTopFullTransactionIdIfAny() }.value;
-    (own != 0).then_some(own)
-}
 
 fn required<T: pgrx::FromDatum + pgrx::IntoDatum>(
     rows: &Rows,

@@ -237,7 +237,7 @@ impl Worker {
     }
 
     fn is_needed(&self) -> bool {
-        self.database.is_wanted() && !self.database.is_dismissed.load(Ordering::Acquire)
+        self.database.is_wanted() && !self.database.is_dismissed()
     }
 
     fn update_contacts(&mut self, peers: Vec<Peer>) {
@@ -263,28 +263,25 @@ impl Worker {
         }
     }
 
+    fn names(&self, is_meant: impl Fn(&Contact) -> bool) -> Vec<String> {
+        self.contacts
+            .iter()
+            .filter(|(_, contact)| is_meant(contact))
+            .map(|(name, _)| name.clone())
+            .collect()
+    }
+
     /// Begins a round with every peer: something was changed here. A peer that fails is left to
     /// the timer.
     fn push(&mut self) {
-        let names: Vec<String> = self
-            .contacts
-            .iter()
-            .filter(|(_, contact)| !contact.is_failing())
-            .map(|(name, _)| name.clone())
-            .collect();
-        for name in names {
+        for name in self.names(|contact| !contact.is_failing()) {
             self.begin_round(&name);
         }
     }
 
     /// Begins a round with up to `coord.gossip_fanout` peers chosen at random.
     fn gossip(&mut self) {
-        let mut names: Vec<String> = self
-            .contacts
-            .iter()
-            .filter(|(_, contact)| contact.is_due())
-            .map(|(name, _)| name.clone())
-            .collect();
+        let mut names = self.names(Contact::is_due);
         let fanout = guc::GOSSIP_FANOUT.get().unsigned_abs() as usize;
         for place in 0..names.len().min(fanout) {
             let other = place + self.below(names.len() - place);

@@ -8,12 +8,6 @@ cd "$root"
 
 readonly rounds=5
 
-free_port() {
-	perl -MIO::Socket::INET -e \
-		'print IO::Socket::INET->new(Listen => 1, LocalAddr => "127.0.0.1")->sockport'
-}
-
-declare -A port
 start_node() {
 	port[$1]=$(free_port)
 	start_server "$1" "listen_addresses = '127.0.0.1'
@@ -26,10 +20,6 @@ start_node() {
 		jit = off"
 	sql "$1" "CREATE EXTENSION pg_test" >/dev/null
 	sql "$1" "SELECT coord.node_init('$1')" >/dev/null
-}
-
-sql() {
-	as_server psql -XAtq -v ON_ERROR_STOP=1 -h 127.0.0.1 -p "${port[$1]}" -U postgres -d postgres -c "$2"
 }
 
 # Milliseconds the server needs for a query.

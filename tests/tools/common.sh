@@ -121,3 +121,16 @@ stop_all_servers() {
 		as_server pg_ctl -D "$(dirname "$file")" -m immediate -w stop </dev/null >/dev/null 2>&1 || true
 	done < <(find "$work" -name postmaster.pid)
 }
+
+# Servers that listen on loopback, by name.
+declare -A port
+
+free_port() {
+	perl -MIO::Socket::INET -e \
+		'print IO::Socket::INET->new(Listen => 1, LocalAddr => "127.0.0.1")->sockport'
+}
+
+# sql NODE STATEMENT: prints the result, one row a line.
+sql() {
+	as_server psql -XAtq -v ON_ERROR_STOP=1 -h 127.0.0.1 -p "${port[$1]}" -U postgres -d postgres -c "$2"
+}

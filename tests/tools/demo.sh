@@ -8,8 +8,6 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 readonly nodes=(a b c)
-declare -A port
-
 step() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
 
 failed() {
@@ -20,16 +18,6 @@ failed() {
 		tail -n 20 "$work/$name/server.log" >&2 || true
 	done
 	exit 1
-}
-
-free_port() {
-	perl -MIO::Socket::INET -e \
-		'print IO::Socket::INET->new(Listen => 1, LocalAddr => "127.0.0.1")->sockport'
-}
-
-# sql NODE STATEMENT: prints the result, one row a line.
-sql() {
-	as_server psql -XAtq -v ON_ERROR_STOP=1 -h 127.0.0.1 -p "${port[$1]}" -U postgres -d postgres -c "$2"
 }
 
 # Every node logs in to the others under a role of its own, which can do nothing but gossip.
