@@ -7,7 +7,10 @@ use pgrx::datum::Datum;
 use pgrx::nullable::Nullable;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
-use pgrx::{FromDatum, Internal, pg_sys, rust_byte_slice_to_bytea, varlena_to_byte_slice};
+use pgrx::{
+    FromDatum, Internal, pg_sys, rust_byte_slice_to_bytea, varatt_is_1b, varatt_is_1b_e,
+    varatt_is_4b_u, vardata_any, varlena_to_byte_slice, varsize_any_exhdr,
+};
 
 use crate::error::{Error, SqlState, malformed_binary, malformed_text};
 
@@ -63,8 +66,18 @@ impl<'a> Flat<'a> {
     /// The argument itself as a result. An aggregate whose state already covers its input hands
     /// the state back by pointer, which saves the executor a copy per row.
     pub fn unchanged(&self) -> FlatResult {
-        FlatResult::Unchanged(self.datum)
+        FlatResult(self.datum)
     }
+}
+
+/// Whether a value lies in the tuple as it is. `pg_detoast_datum_packed` would hand it back
+/// unchanged, but at the price of a `sigsetjmp` around every call from Rust into PostgreSQL.
+///
+/// # Safety
+/// `value` points at a varlena.
+unsafe fn is_plain(value: *const pg_sys::varlena) -> bool {
+    // SAFETY: reads the header alone.
+    unsafe { varatt_is_4b_u(value) || (varatt_is_1b(value) && !varatt_is_1b_e(value)) }
 }
 
 impl FromDatum for Flat<'_> {
@@ -79,7 +92,10 @@ impl FromDatum for Flat<'_> {
         // SAFETY: the SQL declaration makes this argument one of our varlena types. What the
         // detoasting allocates lives in the call's memory context, as long as the call itself.
         unsafe {
-            let value = pg_sys::pg_detoast_datum_packed(datum.cast_mut_ptr());
+            let mut value: *mut pg_sys::varlena = datum.cast_mut_ptr();
+            if !is_plain(value) {
+                value = pg_sys::pg_detoast_datum_packed(value);
+            }
             Some(Flat {
                 bytes: varlena_to_byte_slice(value),
                 datum,
@@ -104,27 +120,48 @@ unsafe impl<'fcx> ArgAbi<'fcx> for Flat<'fcx> {
     }
 }
 
-/// A result of one of the flat types.
-pub enum FlatResult {
-    New(Vec<u8>),
-    Unchanged(pg_sys::Datum),
+/// A flat value in PostgreSQL's memory, of the current context. Rules that write their result into
+/// one save a copy over returning a `Vec`.
+pub struct Allocated(*mut pg_sys::varlena);
+
+impl From<&[u8]> for Allocated {
+    fn from(bytes: &[u8]) -> Self {
+        Self(rust_byte_slice_to_bytea(bytes).into_pg())
+    }
+}
+
+impl AsMut<[u8]> for Allocated {
+    fn as_mut(&mut self) -> &mut [u8] {
+        // SAFETY: made by `from` with a header of four bytes, and nobody else has the pointer.
+        unsafe {
+            std::slice::from_raw_parts_mut(
+                vardata_any(self.0) as *mut u8,
+                varsize_any_exhdr(self.0),
+            )
+        }
+    }
+}
+
+/// A result of one of the flat types: a datum of the caller's context, or an argument of the call.
+pub struct FlatResult(pg_sys::Datum);
+
+impl From<Allocated> for FlatResult {
+    fn from(value: Allocated) -> Self {
+        Self(pg_sys::Datum::from(value.0))
+    }
 }
 
 impl From<Vec<u8>> for FlatResult {
     fn from(bytes: Vec<u8>) -> Self {
-        Self::New(bytes)
+        Allocated::from(bytes.as_slice()).into()
     }
 }
 
-// SAFETY: the datum is either freshly allocated in the caller's context or an argument of the call.
+// SAFETY: the datum is one of the declared result type, as every way to make a `FlatResult` ensures.
 unsafe impl BoxRet for FlatResult {
     unsafe fn box_into<'fcx>(self, fcinfo: &mut FcInfo<'fcx>) -> Datum<'fcx> {
-        let datum = match self {
-            Self::New(bytes) => pg_sys::Datum::from(rust_byte_slice_to_bytea(&bytes).into_pg()),
-            Self::Unchanged(datum) => datum,
-        };
-        // SAFETY: a datum of the declared result type.
-        unsafe { fcinfo.return_raw_datum(datum) }
+        // SAFETY: as above.
+        unsafe { fcinfo.return_raw_datum(self.0) }
     }
 }
 

@@ -9,7 +9,7 @@ use pgrx::{Internal, pg_sys};
 use super::vclock::{self, Merged, Vclock};
 use super::{hlc, server};
 use crate::error::{bad_argument, malformed_binary};
-use crate::varlena::{self, Flat, FlatResult, SqlResult};
+use crate::varlena::{self, Allocated, Flat, FlatResult, SqlResult};
 
 fn text(input: &CStr, type_name: &str) -> SqlResult<String> {
     Ok(varlena::utf8(input, type_name)?.to_owned())
@@ -74,10 +74,12 @@ fn vclock_entries(
 /// Merge, also the transition and combine function of `vclock_merge_agg`.
 #[pg_extern(sql = false)]
 fn vclock_merge(left: Flat, right: Flat) -> SqlResult<FlatResult> {
-    Ok(match vclock::merge_bytes(left.bytes(), right.bytes())? {
-        Merged::Left => left.unchanged(),
-        Merged::New(merged) => merged.into(),
-    })
+    Ok(
+        match vclock::merge_bytes::<Allocated>(left.bytes(), right.bytes())? {
+            Merged::Left => left.unchanged(),
+            Merged::New(merged) => merged.into(),
+        },
+    )
 }
 
 /// Meet, also the transition and combine function of `vclock_meet_agg`.

@@ -19,6 +19,7 @@ pub const MAX_COUNTER: u64 = i64::MAX as u64;
 const HEADER: [u8; 4] = [1, 0, 0, 0];
 const HEADER_BYTES: usize = 8;
 const COUNTER_BYTES: usize = 8;
+const WORD_BYTES: usize = COUNTER_BYTES;
 
 /// How two clocks relate. The names are the labels of `coord.causality`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -335,15 +336,19 @@ impl<'a> Iterator for Pairs<'a> {
 
 /// The result of a merge that may be one of its inputs.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Merged {
+pub enum Merged<B> {
     /// The left side covers the right one.
     Left,
-    New(Vec<u8>),
+    New(B),
 }
 
 /// Least upper bound: per actor the higher counter. Takes the bytes, because clocks of the same
-/// actors, the usual case, merge in one pass that checks the structure as it goes.
-pub fn merge_bytes(left: &[u8], right: &[u8]) -> Result<Merged> {
+/// actors, the usual case, merge in one pass that checks the structure as it goes. `B` is the memory
+/// the result is written to.
+pub fn merge_bytes<B>(left: &[u8], right: &[u8]) -> Result<Merged<B>>
+where
+    B: for<'a> From<&'a [u8]> + AsMut<[u8]>,
+{
     if let Some(merged) = merge_of_same_actors(left, right) {
         return Ok(merged);
     }
@@ -355,7 +360,7 @@ pub fn merge_bytes(left: &[u8], right: &[u8]) -> Result<Merged> {
     for pair in Pairs::new(left, right) {
         out.push(pair.actor, pair.left.max(pair.right));
     }
-    Ok(Merged::New(out.finish()?))
+    Ok(Merged::New(B::from(&out.finish()?)))
 }
 
 /// Least upper bound of two clocks as a clock of its own.
@@ -368,27 +373,31 @@ pub fn merge(left: Vclock, right: Vclock) -> Result<Vec<u8>> {
 
 /// Clocks of the same actors differ in counters only, so a copy of one side with the higher counters
 /// written over it is the result. `None` when the actors differ or the structure is not sound.
-fn merge_of_same_actors(left: &[u8], right: &[u8]) -> Option<Merged> {
+fn merge_of_same_actors<B>(left: &[u8], right: &[u8]) -> Option<Merged<B>>
+where
+    B: for<'a> From<&'a [u8]> + AsMut<[u8]>,
+{
     if left.len() != right.len()
         || left.get(..HEADER_BYTES)? != right.get(..HEADER_BYTES)?
         || left[..HEADER.len()] != HEADER
     {
         return None;
     }
-    let mut merged: Option<Vec<u8>> = None;
+    let mut merged: Option<B> = None;
     let (mut place, mut count) = (HEADER_BYTES, 0_u32);
     while let Some(&length) = left.get(place) {
         let counter = place + 1 + usize::from(length);
         let end = counter + COUNTER_BYTES;
         let (mine, theirs) = (left.get(place..end)?, right.get(place..end)?);
         let (mine_actor, mine_counter) = mine.split_last_chunk::<COUNTER_BYTES>()?;
-        let (theirs_actor, theirs_counter) = theirs.split_last_chunk::<COUNTER_BYTES>()?;
-        if mine_actor != theirs_actor {
+        let (_, theirs_counter) = theirs.split_last_chunk::<COUNTER_BYTES>()?;
+        if !starts_alike(mine, theirs, mine_actor.len()) {
             return None;
         }
         if u64::from_le_bytes(*theirs_counter) > u64::from_le_bytes(*mine_counter) {
             merged
-                .get_or_insert_with(|| left.to_vec())
+                .get_or_insert_with(|| B::from(left))
+                .as_mut()
                 .get_mut(counter..end)?
                 .copy_from_slice(theirs_counter);
         }
@@ -399,6 +408,29 @@ fn merge_of_same_actors(left: &[u8], right: &[u8]) -> Option<Merged> {
         return None;
     }
     Some(merged.map_or(Merged::Left, Merged::New))
+}
+
+/// Whether two entries agree in their first `length` bytes, compared a word at a time: names are
+/// short, and calling `memcmp` for each costs more than comparing them. The counter behind the name
+/// makes sure that the word in which the name ends is a whole one.
+#[inline]
+fn starts_alike(mine: &[u8], theirs: &[u8], length: usize) -> bool {
+    let (mine, theirs) = (
+        mine.as_chunks::<WORD_BYTES>().0,
+        theirs.as_chunks::<WORD_BYTES>().0,
+    );
+    let differing = |(mine, theirs): (&[u8; WORD_BYTES], &[u8; WORD_BYTES])| {
+        u64::from_le_bytes(*mine) ^ u64::from_le_bytes(*theirs)
+    };
+    let mut words = mine.iter().zip(theirs).map(differing);
+    let behind = u64::MAX << (8 * (length % WORD_BYTES));
+    words
+        .by_ref()
+        .take(length / WORD_BYTES)
+        .all(|differing| differing == 0)
+        && words
+            .next()
+            .is_some_and(|differing| differing & !behind == 0)
 }
 
 /// Greatest lower bound: per actor the lower counter; an actor absent on either side is zero.
@@ -504,9 +536,10 @@ mod tests {
             .collect()
     }
 
-    /// Few actors and small counters, so that clocks often meet.
+    /// Few actors and small counters, so that clocks often meet; some names end about where a word
+    /// of eight bytes does.
     fn models() -> impl Strategy<Value = Model> {
-        prop::collection::btree_map("[a-d]{1,2}|é", 1..5_u64, 0..8)
+        prop::collection::btree_map("[a-d]{1,2}|é|a{5,7}[ab]{0,2}|b{14}[ab]", 1..5_u64, 0..8)
     }
 
     fn state(text: &str) -> SqlState {

@@ -6,7 +6,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 cd "$root"
 
-readonly rounds=5
+readonly rounds=15
 
 start_node() {
 	port[$1]=$(free_port)
@@ -22,23 +22,20 @@ start_node() {
 	sql "$1" "SELECT coord.node_init('$1')" >/dev/null
 }
 
-# Milliseconds the server needs for a query.
-milliseconds() {
-	sql a "EXPLAIN (ANALYZE, TIMING OFF, COSTS OFF) $1" | sed -nE 's/^Execution Time: (.*) ms$/\1/p'
-}
-
 median() { sort -n | awk '{ v[NR] = $1 } END { print v[int((NR + 1) / 2)] }'; }
 
-# compare NAME=QUERY…: medians over interleaved rounds, in the array `took`.
+# compare NAME=QUERY…: median milliseconds over interleaved rounds, in the array `took`. All in one
+# session: a new one would pay for mapping every page of the table again, and drown the difference.
 declare -A took
 compare() {
-	local round pair
-	local -A times=()
+	local round pair script='' times index=0
 	for ((round = 0; round < rounds; round++)); do
-		for pair in "$@"; do times[${pair%%=*}]+="$(milliseconds "${pair#*=}") "; done
+		for pair in "$@"; do script+="EXPLAIN (ANALYZE, TIMING OFF, COSTS OFF) ${pair#*=};"; done
 	done
+	times=$(sql a "$script" | sed -nE 's/^Execution Time: (.*) ms$/\1/p')
 	for pair in "$@"; do
-		took[${pair%%=*}]=$(tr ' ' '\n' <<<"${times[${pair%%=*}]}" | sed '/^$/d' | median)
+		took[${pair%%=*}]=$(awk -v of=$# -v nth=$index '(NR - 1) % of == nth' <<<"$times" | median)
+		index=$((index + 1))
 	done
 }
 
