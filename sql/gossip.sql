@@ -11,6 +11,7 @@ CREATE TABLE peer_cursor (
   pending vclock NOT NULL DEFAULT '{}',
   frontier vclock NOT NULL DEFAULT '{}',
   ceiling vclock NOT NULL DEFAULT '{}',
+  log_position pg_lsn,
   mismatches bigint NOT NULL DEFAULT 0,
   mismatched_at timestamptz
 );
@@ -24,6 +25,7 @@ COMMENT ON COLUMN peer_cursor.resync IS 'everything is asked for anew';
 COMMENT ON COLUMN peer_cursor.pending IS 'frontier of the peer, reached once no learned row waits';
 COMMENT ON COLUMN peer_cursor.frontier IS 'held completely through this peer';
 COMMENT ON COLUMN peer_cursor.ceiling IS 'no change at or above it came through this peer';
+COMMENT ON COLUMN peer_cursor.log_position IS 'where the transaction log of the peer was flushed to when it gave the last part';
 COMMENT ON COLUMN peer_cursor.mismatches IS 'times the contents differed at the same frontier';
 COMMENT ON COLUMN peer_cursor.mismatched_at IS 'when they last did';
 
@@ -32,12 +34,14 @@ CREATE TABLE ack (
   frontier vclock NOT NULL,
   ceiling vclock NOT NULL,
   digest bytea NOT NULL,
+  log_position pg_lsn NOT NULL,
   acknowledged_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 COMMENT ON TABLE ack IS 'what each node last said that it holds; rebuilt by gossip, never dumped';
 COMMENT ON COLUMN ack.frontier IS 'it holds every change below';
 COMMENT ON COLUMN ack.ceiling IS 'it holds no change at or above';
 COMMENT ON COLUMN ack.digest IS 'digest over the content of its states';
+COMMENT ON COLUMN ack.log_position IS 'where its transaction log was flushed to when it first said so';
 
 -- The check of who calls: only members of coord_peer may execute it, and it does nothing but store
 -- what passes validation. So a peer needs no right on any table.
@@ -102,7 +106,7 @@ COMMENT ON TRIGGER gossip_launch ON local_node IS 'a node has a worker';
 -- Views ----------------------------------------------------------------------------------------
 
 CREATE FUNCTION peer_statistics(
-    OUT peer text, OUT last_contact timestamptz, OUT last_failure timestamptz, OUT round_trip bigint,
+    OUT peer text, OUT last_contact timestamptz, OUT last_answer timestamptz, OUT last_failure timestamptz, OUT round_trip bigint,
     OUT rounds bigint, OUT failures bigint, OUT full_syncs bigint, OUT rows_in bigint,
     OUT rows_out bigint, OUT bytes_in bigint, OUT bytes_out bigint, OUT refused bigint, OUT last_error text)
   RETURNS SETOF record
@@ -122,7 +126,7 @@ COMMENT ON VIEW node IS 'roster of the mesh: every node ever heard of';
 CREATE VIEW peer_status AS
   SELECT p.name AS peer,
          CASE WHEN r.status = 'left' THEN 'left'
-              WHEN s.last_failure >= coalesce(s.last_contact, '-infinity') THEN 'failing'
+              WHEN s.last_failure >= coalesce(s.last_answer, '-infinity') THEN 'failing'
               WHEN s.last_contact IS NOT NULL THEN 'reachable'
               ELSE 'unknown' END AS state,
          s.last_contact,

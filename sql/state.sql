@@ -7,9 +7,10 @@ COMMENT ON FUNCTION state_row_digest(text, constraint_state) IS 'digest of a nam
 CREATE TABLE state (
   name text COLLATE "C" PRIMARY KEY CHECK (octet_length(name) BETWEEN 1 AND 255),
   value constraint_state NOT NULL,
-  xid xid8 DEFAULT pg_current_xact_id(),
+  xid xid8 DEFAULT change_xid(),
   local_xid xid8 NOT NULL DEFAULT pg_current_xact_id(),
   learned_from text COLLATE "C",
+  is_provisional boolean NOT NULL DEFAULT life_is_provisional(),
   changed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
   digest bytea NOT NULL GENERATED ALWAYS AS (coord.state_row_digest(name, value)) STORED,
   bucket smallint NOT NULL GENERATED ALWAYS AS ((hashtextextended(name, 0) & 1023)::smallint) STORED
@@ -18,6 +19,7 @@ COMMENT ON TABLE state IS 'named constraint states; change them through coord.st
 COMMENT ON COLUMN state.xid IS 'highest transaction that changed it on this node; NULL when none did';
 COMMENT ON COLUMN state.local_xid IS 'transaction of the last change, made here or learned';
 COMMENT ON COLUMN state.learned_from IS 'peer that is known to hold exactly this value, because it gave it';
+COMMENT ON COLUMN state.is_provisional IS 'changed here before it was known in which life; such a row is never given';
 COMMENT ON COLUMN state.changed_at IS 'time of the last change made on this node';
 COMMENT ON COLUMN state.digest IS 'digest of name and value';
 COMMENT ON COLUMN state.bucket IS 'unit in which digests are summed up again after a change';
@@ -25,73 +27,82 @@ COMMENT ON COLUMN state.bucket IS 'unit in which digests are summed up again aft
 CREATE INDEX state_local_xid ON state (local_xid, name);
 CREATE INDEX state_xid ON state (xid);
 CREATE INDEX state_bucket ON state (bucket);
+CREATE INDEX state_provisional ON state (name) WHERE is_provisional;
 
 SELECT pg_catalog.pg_extension_config_dump('state', '');
 
+-- The functions run as their owner, so that an agent changes states through them and in no other way:
+-- a value written past them would be taken for damage and repaired. Who may call them is the check.
+--
 -- `xid` only grows: transactions may change a state in another order than their numbers, and what
 -- the node holds must stay below the highest. `local_xid` is the last writer's, whichever that is: a
 -- cursor that saw the earlier one still has the later one in progress.
 
 CREATE FUNCTION state_add_constraint(name text, id text) RETURNS void
-  LANGUAGE sql VOLATILE STRICT
+  LANGUAGE sql VOLATILE STRICT SECURITY DEFINER
+  SET search_path = pg_catalog, coord, pg_temp
   BEGIN ATOMIC
     INSERT INTO coord.state AS s (name, value)
       VALUES ($1, coord.constraint_add(coord.constraint_state(), $2, coord.node_actor()))
     ON CONFLICT ON CONSTRAINT state_pkey DO UPDATE
       SET value = coord.constraint_add(s.value, $2, coord.node_actor()),
-          xid = greatest(s.xid, pg_current_xact_id()), local_xid = DEFAULT,
-          learned_from = DEFAULT, changed_at = DEFAULT;
+          xid = greatest(s.xid, excluded.xid), local_xid = DEFAULT, learned_from = DEFAULT,
+          is_provisional = s.is_provisional OR excluded.is_provisional, changed_at = DEFAULT;
   END;
 COMMENT ON FUNCTION state_add_constraint(text, text) IS 'adds a constraint to a state, creating the state if need be';
 
 CREATE FUNCTION state_remove_constraint(name text, id text) RETURNS void
-  LANGUAGE sql VOLATILE STRICT
+  LANGUAGE sql VOLATILE STRICT SECURITY DEFINER
+  SET search_path = pg_catalog, coord, pg_temp
   BEGIN ATOMIC
     INSERT INTO coord.state AS s (name, value)
       VALUES ($1, coord.constraint_state())
     ON CONFLICT ON CONSTRAINT state_pkey DO UPDATE
       SET value = coord.constraint_remove(s.value, $2),
-          xid = greatest(s.xid, pg_current_xact_id()), local_xid = DEFAULT,
-          learned_from = DEFAULT, changed_at = DEFAULT
+          xid = greatest(s.xid, excluded.xid), local_xid = DEFAULT, learned_from = DEFAULT,
+          is_provisional = s.is_provisional OR excluded.is_provisional, changed_at = DEFAULT
       WHERE coord.constraint_contains(s.value, $2);
   END;
 COMMENT ON FUNCTION state_remove_constraint(text, text) IS 'removes a constraint from a state';
 
 CREATE FUNCTION state_record_satisfied(name text, n bigint) RETURNS void
-  LANGUAGE sql VOLATILE STRICT
+  LANGUAGE sql VOLATILE STRICT SECURITY DEFINER
+  SET search_path = pg_catalog, coord, pg_temp
   BEGIN ATOMIC
     INSERT INTO coord.state AS s (name, value)
       VALUES ($1, coord.constraint_record_satisfied(coord.constraint_state(), coord.node_actor(), $2))
     ON CONFLICT ON CONSTRAINT state_pkey DO UPDATE
       SET value = coord.constraint_record_satisfied(s.value, coord.node_actor(), $2),
-          xid = greatest(s.xid, pg_current_xact_id()), local_xid = DEFAULT,
-          learned_from = DEFAULT, changed_at = DEFAULT;
+          xid = greatest(s.xid, excluded.xid), local_xid = DEFAULT, learned_from = DEFAULT,
+          is_provisional = s.is_provisional OR excluded.is_provisional, changed_at = DEFAULT;
   END;
 COMMENT ON FUNCTION state_record_satisfied(text, bigint) IS 'adds n satisfied checks to a state';
 
 CREATE FUNCTION state_record_violations(name text, n bigint) RETURNS void
-  LANGUAGE sql VOLATILE STRICT
+  LANGUAGE sql VOLATILE STRICT SECURITY DEFINER
+  SET search_path = pg_catalog, coord, pg_temp
   BEGIN ATOMIC
     INSERT INTO coord.state AS s (name, value)
       VALUES ($1, coord.constraint_record_violations(coord.constraint_state(), coord.node_actor(), $2))
     ON CONFLICT ON CONSTRAINT state_pkey DO UPDATE
       SET value = coord.constraint_record_violations(s.value, coord.node_actor(), $2),
-          xid = greatest(s.xid, pg_current_xact_id()), local_xid = DEFAULT,
-          learned_from = DEFAULT, changed_at = DEFAULT;
+          xid = greatest(s.xid, excluded.xid), local_xid = DEFAULT, learned_from = DEFAULT,
+          is_provisional = s.is_provisional OR excluded.is_provisional, changed_at = DEFAULT;
   END;
 COMMENT ON FUNCTION state_record_violations(text, bigint) IS 'adds n violations to a state';
 
 -- The stamp is taken in the update itself, under the row lock, so that of two moves on one node
 -- the later one wins.
 CREATE FUNCTION state_move(name text, x integer, y integer) RETURNS void
-  LANGUAGE sql VOLATILE STRICT
+  LANGUAGE sql VOLATILE STRICT SECURITY DEFINER
+  SET search_path = pg_catalog, coord, pg_temp
   BEGIN ATOMIC
     INSERT INTO coord.state AS s (name, value)
       VALUES ($1, coord.constraint_move(coord.constraint_state(), $2, $3, coord.hlc_now(), coord.node_actor()))
     ON CONFLICT ON CONSTRAINT state_pkey DO UPDATE
       SET value = coord.constraint_move(s.value, $2, $3, coord.hlc_now(), coord.node_actor()),
-          xid = greatest(s.xid, pg_current_xact_id()), local_xid = DEFAULT,
-          learned_from = DEFAULT, changed_at = DEFAULT;
+          xid = greatest(s.xid, excluded.xid), local_xid = DEFAULT, learned_from = DEFAULT,
+          is_provisional = s.is_provisional OR excluded.is_provisional, changed_at = DEFAULT;
   END;
 COMMENT ON FUNCTION state_move(text, integer, integer) IS 'moves a state to a position';
 
@@ -108,8 +119,8 @@ AS $$
 DECLARE
   inserted bigint;
 BEGIN
-  INSERT INTO coord.state AS s (name, value, xid, learned_from)
-  SELECT l.name, l.value, NULL, giver
+  INSERT INTO coord.state AS s (name, value, xid, learned_from, is_provisional)
+  SELECT l.name, l.value, NULL, giver, false
     FROM unnest(names, vals) AS l(name, value)
    WHERE NOT EXISTS (SELECT FROM coord.state s WHERE s.name = l.name)
    ORDER BY l.name
@@ -204,5 +215,4 @@ REVOKE ALL ON FUNCTION state_add_constraint(text, text), state_remove_constraint
 GRANT EXECUTE ON FUNCTION state_add_constraint(text, text), state_remove_constraint(text, text),
   state_record_satisfied(text, bigint), state_record_violations(text, bigint),
   state_move(text, integer, integer) TO coord_agent;
-GRANT SELECT, INSERT, UPDATE ON state TO coord_agent;
-GRANT SELECT ON state TO coord_monitor;
+GRANT SELECT ON state TO coord_agent, coord_monitor;

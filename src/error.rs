@@ -22,6 +22,7 @@ pub enum SqlState {
     DataCorrupted,
     IoError,
     ActiveTransaction,
+    SerializationFailure,
 }
 
 impl SqlState {
@@ -40,6 +41,7 @@ impl SqlState {
             Self::DataCorrupted => "XX001",
             Self::IoError => "58030",
             Self::ActiveTransaction => "25001",
+            Self::SerializationFailure => "40001",
         }
     }
 }
@@ -249,6 +251,25 @@ pub fn node_name_taken(name: &str, known_uuid: &str, found_uuid: &str) -> Error 
         "The node known by that name has uuid {known_uuid}, this one has {found_uuid}."
     ))
     .hint("Give the new node a name that was never used in this mesh.")
+}
+
+/// A peer that answers in a life that is over.
+pub fn peer_superseded(peer: &str, incarnation: u64) -> Error {
+    Error::new(
+        SqlState::NotReady,
+        format!("peer \"{peer}\" answers in life {incarnation}, which is over"),
+    )
+    .hint("It is told so and begins a new one, unless the later one is still there.")
+}
+
+/// A change counted before it was known in which life of the node, in a transaction that cannot see
+/// that it is known now.
+pub fn life_confirmed_meanwhile() -> Error {
+    Error::new(
+        SqlState::SerializationFailure,
+        "could not serialize access because the node has found out its incarnation",
+    )
+    .hint("Repeat the transaction.")
 }
 
 /// Something that must be a transaction of its own.

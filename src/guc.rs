@@ -1,6 +1,6 @@
 //! Every setting, with the reason for its default.
 
-use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting};
+use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting, pg_sys};
 
 /// One second: the repair timer. Changes themselves are pushed at commit, so this bounds only how
 /// long a lost push or a restarted peer goes unnoticed, and what an idle mesh costs.
@@ -86,4 +86,6 @@ pub fn register() {
         GucContext::Sighup,
         GucFlags::UNIT_MS,
     );
+    // SAFETY: called from `_PG_init`; the prefix is copied. A misspelt setting is then refused.
+    unsafe { pg_sys::MarkGUCPrefixReserved(c"coord".as_ptr()) };
 }

@@ -22,6 +22,11 @@ extension_sql_file!("../sql/node.sql", name = "node", requires = ["clock"]);
 extension_sql_file!("../sql/crdt.sql", name = "crdt", requires = ["node"]);
 extension_sql_file!("../sql/state.sql", name = "state", requires = ["crdt"]);
 extension_sql_file!("../sql/gossip.sql", name = "gossip", requires = ["state"]);
+extension_sql_file!(
+    "../sql/incarnation.sql",
+    name = "incarnation",
+    requires = ["gossip"]
+);
 
 static PRELOADED: AtomicBool = AtomicBool::new(false);
 

@@ -89,6 +89,18 @@ impl Session {
         result
     }
 
+    /// The same with a snapshot of this moment, which a transaction of a stricter isolation level
+    /// would not take by itself. Only for looking: what it shows may be newer than what the
+    /// transaction can change.
+    pub fn with_latest_snapshot<T>(&self, work: impl FnOnce(&Self) -> T) -> T {
+        // SAFETY: as above.
+        unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot()) };
+        let result = work(self);
+        // SAFETY: as above.
+        unsafe { pg_sys::PopActiveSnapshot() };
+        result
+    }
+
     /// Runs a query under the active snapshot.
     pub fn read(&self, sql: &'static CStr, arguments: &[Value]) -> Rows {
         execute(sql, arguments, true)

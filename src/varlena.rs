@@ -46,6 +46,7 @@ fn error_code(state: SqlState) -> PgSqlErrorCode {
         SqlState::DataCorrupted => PgSqlErrorCode::ERRCODE_DATA_CORRUPTED,
         SqlState::IoError => PgSqlErrorCode::ERRCODE_IO_ERROR,
         SqlState::ActiveTransaction => PgSqlErrorCode::ERRCODE_ACTIVE_SQL_TRANSACTION,
+        SqlState::SerializationFailure => PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE,
     }
 }
 

@@ -6,6 +6,7 @@
 pub mod constraint_state;
 pub mod context;
 pub mod digest;
+pub mod fold;
 pub mod gcounter;
 pub mod lww;
 pub mod orset;

@@ -7,7 +7,7 @@ use pgrx::prelude::*;
 use pgrx::{AnyNumeric, Internal, pg_sys};
 
 use super::constraint_state::{self, ConstraintState};
-use super::{digest, text};
+use super::{digest, fold, text};
 use crate::clock::vclock::Vclock;
 use crate::error::malformed_binary;
 use crate::varlena::{self, Flat, FlatResult, SqlResult};
@@ -143,6 +143,12 @@ fn constraint_covered_by(left: Flat, right: Flat) -> SqlResult<bool> {
 fn constraint_delta(new: Flat, since: Flat) -> SqlResult<FlatResult> {
     let since = Vclock::parse(since.bytes())?;
     Ok(constraint_state::delta(state(&new)?, since.entries())?.into())
+}
+
+/// Counts the events of one actor, which nobody else has seen, as those of another.
+#[pg_extern(sql = false)]
+fn constraint_fold(value: Flat, from: &str, into: &str) -> SqlResult<FlatResult> {
+    Ok(fold::fold(state(&value)?, from, into)?.into())
 }
 
 #[pg_extern(sql = false)]

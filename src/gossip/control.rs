@@ -2,7 +2,7 @@
 //! only, because a commit callback writes here, past the point where anything may fail.
 
 use std::cell::Cell;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use pgrx::prelude::*;
 use pgrx::{PGRXSharedMemory, PgAtomic, pg_shmem_init, pg_sys};
@@ -64,6 +64,8 @@ impl Database {
 struct Shared {
     databases: [Database; MAX_DATABASES],
     launcher_latch: AtomicUsize,
+    /// Where the transaction log ended when the server started; 0 until the launcher has looked.
+    started_at: AtomicU64,
 }
 
 // SAFETY: only atomics.
@@ -78,6 +80,7 @@ pub fn register() {
         SHARED = Shared {
             databases: std::array::from_fn(|_| Database::default()),
             launcher_latch: AtomicUsize::new(0),
+            started_at: AtomicU64::new(0),
         }
     );
 }
@@ -129,6 +132,33 @@ pub fn launcher_is_here() {
         .get()
         .launcher_latch
         .store(own_latch(), Ordering::Release);
+}
+
+/// Remembers where the transaction log ended when the server started: the checkpoint that ends
+/// recovery, or that of the shutdown before, is written there. The launcher starts right after it; a
+/// later launcher leaves the value alone.
+pub fn note_start() {
+    let mut is_sound = false;
+    // SAFETY: reads the control file into memory of this process.
+    let checkpoint =
+        unsafe { (*pg_sys::get_controlfile(pg_sys::DataDir, &raw mut is_sound)).checkPoint };
+    if is_sound {
+        let started_at = &SHARED.get().started_at;
+        let _ = started_at.compare_exchange(0, checkpoint, Ordering::AcqRel, Ordering::Acquire);
+    }
+}
+
+/// Where the transaction log ended when the server started; the latest there is where that is not
+/// known.
+pub fn started_at() -> u64 {
+    const LATEST: u64 = i64::MAX as u64;
+    if !is_preloaded() {
+        return LATEST;
+    }
+    match SHARED.get().started_at.load(Ordering::Acquire) {
+        0 => LATEST,
+        position => position,
+    }
 }
 
 fn wake_launcher() {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use pgrx::bgworkers::{BackgroundWorkerBuilder, BgWorkerStartTime};
 use pgrx::pg_sys;
+use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
 use super::{background, control, statistics};
@@ -43,6 +44,8 @@ struct Supervision {
     /// How long to wait after a worker that died, and until when.
     delay: Duration,
     not_before: Option<Instant>,
+    /// It was said that there is no slot for the worker.
+    has_warned: bool,
 }
 
 #[pg_guard]
@@ -60,6 +63,7 @@ pub extern "C-unwind" fn pg_test_launcher_main(_argument: pg_sys::Datum) {
             0,
         );
     }
+    control::note_start();
     control::launcher_is_here();
     for oid in connectable_databases() {
         control::want_worker(oid);
@@ -144,11 +148,26 @@ impl Supervision {
     fn start(&mut self, oid: u32, now: Instant) -> bool {
         let handle = register_worker(oid);
         if handle.is_null() {
+            if !std::mem::replace(&mut self.has_warned, true) {
+                warn_of_missing_slot(oid);
+            }
             return false;
         }
+        self.has_warned = false;
         self.started = Some(Started { handle, at: now });
         true
     }
+}
+
+fn warn_of_missing_slot(oid: u32) {
+    ErrorReport::new(
+        PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+        format!("no slot is free for the gossip worker of database {oid}"),
+        "pg_test",
+    )
+    .set_detail("What that node holds does not travel until there is one.")
+    .set_hint("Raise max_worker_processes.")
+    .report(PgLogLevel::WARNING);
 }
 
 fn register_worker(oid: u32) -> *mut pg_sys::BackgroundWorkerHandle {

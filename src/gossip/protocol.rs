@@ -20,7 +20,8 @@ use super::snapshot::Snapshot;
 use crate::clock::vclock::{self, Vclock};
 use crate::crdt::constraint_state::{self, ConstraintState};
 use crate::error::{self, Result, malformed_binary};
-use crate::node::identity;
+use crate::node::identity::{self, Hello};
+use crate::node::incarnation::{self, Admission, Past, Testimony};
 
 /// Raised when a message can no longer be read by the version before.
 pub const VERSION: u8 = 1;
@@ -29,19 +30,6 @@ pub const VERSION: u8 = 1;
 pub const MAX_STEPS: u32 = 64;
 
 const MAX_SPACE_BYTES: usize = 128;
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Hello {
-    pub name: String,
-    pub uuid: [u8; 16],
-    pub incarnation: u64,
-}
-
-impl Hello {
-    pub fn actor(&self) -> String {
-        identity::actor(&self.name, self.incarnation)
-    }
-}
 
 /// What a node says that it holds, durably.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -122,6 +110,10 @@ pub struct Message {
     /// The speaker leaves the mesh.
     pub leaving: bool,
     pub batch: Option<Batch>,
+    /// Where the speaker's transaction log was flushed to when it said this.
+    pub log_position: u64,
+    /// What the speaker knows of a node that asks which life it is in, or whose life is over.
+    pub about_you: Option<Testimony>,
 }
 
 impl Message {
@@ -151,6 +143,14 @@ impl Message {
         identity::check_name(&self.hello.name)?;
         if self.hello.incarnation == 0 || self.hello.incarnation > vclock::MAX_COUNTER {
             return Err(malformed("The incarnation is out of range."));
+        }
+        if self.hello.place.len() > incarnation::MAX_PLACE_BYTES || self.hello.place.contains('\0')
+        {
+            return Err(malformed("The place is too long or has a NUL."));
+        }
+        let is_too_long = |about: &Testimony| about.place.len() > incarnation::MAX_PLACE_BYTES;
+        if self.about_you.as_ref().is_some_and(is_too_long) {
+            return Err(malformed("The place in a testimony is too long."));
         }
         if let Some(claim) = &self.claim {
             Vclock::validate(&claim.frontier)?;
@@ -217,6 +217,8 @@ pub struct Holding {
     pub space: String,
     pub frontier: Vec<u8>,
     pub ceiling: Vec<u8>,
+    /// The node's own changes lie below; what others tell of them does not count here.
+    pub own_ceiling: u64,
 }
 
 /// A node's place at a moment when a peer was known to hold all that it held.
@@ -262,6 +264,8 @@ pub struct Heard {
     pub covered: Option<Covered>,
     /// This node has asked for everything because of what the peer claims.
     pub is_mistrusted: bool,
+    /// The peer does not know its life yet, and takes nothing.
+    pub is_asking: bool,
 }
 
 impl Heard {
@@ -286,6 +290,7 @@ impl Heard {
             self.covered = None;
         }
         self.actor = message.hello.actor();
+        self.is_asking = !message.hello.is_confirmed;
         if message.claim.is_some() {
             self.claim.clone_from(&message.claim);
         }
@@ -301,6 +306,9 @@ impl Heard {
                 covered_below: None,
             }))
         };
+        if self.is_asking {
+            return Ok(None);
+        }
         if self.resync {
             return from(Position::beginning(&holding.space));
         }
@@ -429,6 +437,8 @@ pub struct Feed {
     /// Whether the claim may be told: it may not while it counts in changes that can roll back.
     pub is_durable: bool,
     pub batch: Option<Batch>,
+    /// Everything here is on disk, up to this position of the transaction log.
+    pub log_position: u64,
 }
 
 /// What the rules need of a node. The database implements it, and so does the simulator.
@@ -436,17 +446,23 @@ pub trait Replica {
     fn hello(&mut self) -> Result<Hello>;
 
     /// Admits the speaker of a message, or refuses a name that belongs to another uuid.
-    fn admit(&mut self, hello: &Hello) -> Result<()>;
+    fn admit(&mut self, hello: &Hello) -> Result<Admission>;
+
+    /// What this node knows of another; `None` when it has not met it.
+    fn testimony(&mut self, name: &str) -> Result<Option<Testimony>>;
+
+    /// What a peer says is more than this node knows of itself: it is to ask which life it is in.
+    fn doubt(&mut self, reason: &str) -> Result<()>;
 
     /// How far this node has been given the peer's changes, and whether it wants them all anew.
     fn position(&mut self, peer: &str) -> Result<(Option<Position>, bool)>;
 
     /// Merges the rows and, where the batch continues what is stored, moves position and frontier
-    /// in the same transaction.
-    fn absorb(&mut self, peer: &str, batch: &Batch) -> Result<Absorbed>;
+    /// in the same transaction. Remembers where the peer's transaction log stood.
+    fn absorb(&mut self, peer: &str, batch: &Batch, log_position: u64) -> Result<Absorbed>;
 
-    /// Remembers what the peer says it holds.
-    fn acknowledge(&mut self, peer: &str, claim: &Claim) -> Result<()>;
+    /// Remembers what the peer says it holds, and where its transaction log stood.
+    fn acknowledge(&mut self, peer: &str, claim: &Claim, log_position: u64) -> Result<()>;
 
     /// Reads, under one snapshot, what this node holds and, for a reader that has been heard, the
     /// batch it lacks.
@@ -459,15 +475,19 @@ pub trait Replica {
     fn part(&mut self, peer: &str) -> Result<()>;
 }
 
-/// Takes in a message, whoever spoke first.
+/// Takes in a message, whoever spoke first. A node that does not know its life takes nothing: what
+/// it has lost would come back, and hide from it that it was lost.
 fn receive(replica: &mut dyn Replica, message: &Message) -> Result<Absorbed> {
     let peer = &message.hello.name;
+    if !replica.hello()?.is_confirmed {
+        return Ok(Absorbed::default());
+    }
     let absorbed = match &message.batch {
-        Some(batch) => replica.absorb(peer, batch)?,
+        Some(batch) => replica.absorb(peer, batch, message.log_position)?,
         None => Absorbed::default(),
     };
     if let Some(claim) = &message.claim {
-        replica.acknowledge(peer, claim)?;
+        replica.acknowledge(peer, claim, message.log_position)?;
     }
     Ok(absorbed)
 }
@@ -481,21 +501,69 @@ fn speak(replica: &mut dyn Replica, peer: &str, feed: &Feed) -> Result<Message> 
         resync,
         leaving: false,
         batch: feed.batch.clone(),
+        log_position: feed.log_position,
+        about_you: None,
     })
+}
+
+/// To a node whose life is over: that it is, and nothing else.
+fn speak_to_superseded(replica: &mut dyn Replica, peer: &str) -> Result<Message> {
+    Ok(Message {
+        hello: replica.hello()?,
+        claim: None,
+        position: None,
+        resync: false,
+        leaving: false,
+        batch: None,
+        log_position: 0,
+        about_you: replica.testimony(peer)?,
+    })
+}
+
+/// Whether a peer knows more of this node than it does itself.
+fn notices_cut(
+    replica: &mut dyn Replica,
+    own: &Hello,
+    holding: &Holding,
+    message: &Message,
+) -> Result<bool> {
+    let actor = own.actor();
+    let past = Past {
+        incarnation: own.incarnation,
+        life: own.life,
+        own_ceiling: holding.own_ceiling,
+        log_position: u64::MAX,
+    };
+    let known = match &message.claim {
+        Some(claim) => Vclock::parse(&claim.ceiling)?.get(actor.as_bytes()),
+        None => 0,
+    };
+    let cut = if known > past.own_ceiling {
+        Some(incarnation::is_ahead(known, past.own_ceiling))
+    } else {
+        (message.about_you.as_ref()).and_then(|about| incarnation::cut(about, &past))
+    };
+    if let Some(reason) = &cut {
+        replica.doubt(reason)?;
+    }
+    Ok(cut.is_some())
 }
 
 /// Compares a claim with the peer's and acts on a contradiction.
 fn judge(
     replica: &mut dyn Replica,
-    mine: &Claim,
+    feed: &Feed,
     message: &Message,
     heard: &mut Heard,
 ) -> Result<bool> {
+    let own = replica.hello()?;
+    if !own.is_confirmed || notices_cut(replica, &own, &feed.holding, message)? {
+        return Ok(false);
+    }
     let Some(theirs) = &message.claim else {
         return Ok(false);
     };
-    let (own, other) = (replica.hello()?.actor(), message.hello.actor());
-    match compare(mine, theirs, [&own, &other])? {
+    match compare(&feed.claim, theirs, [&own.actor(), &message.hello.actor()])? {
         Comparison::Converged => {
             heard.is_mistrusted = false;
             Ok(true)
@@ -537,7 +605,13 @@ pub fn respond(
     heard: &mut Heard,
 ) -> Result<Response> {
     let peer = &request.hello.name;
-    replica.admit(&request.hello)?;
+    let admission = replica.admit(&request.hello)?;
+    if admission == Admission::Superseded {
+        return Ok(Response {
+            message: speak_to_superseded(replica, peer)?,
+            absorbed: Absorbed::default(),
+        });
+    }
     let absorbed = receive(replica, request)?;
     heard.listen(request);
     if request.leaving {
@@ -545,11 +619,12 @@ pub fn respond(
     }
     let feed = replica.feed(peer, Some(heard))?;
     note_covered(heard, &feed)?;
-    judge(replica, &feed.claim, request, heard)?;
-    Ok(Response {
-        message: speak(replica, peer, &feed)?,
-        absorbed,
-    })
+    judge(replica, &feed, request, heard)?;
+    let mut message = speak(replica, peer, &feed)?;
+    if admission == Admission::Asking {
+        message.about_you = replica.testimony(peer)?;
+    }
+    Ok(Response { message, absorbed })
 }
 
 fn note_covered(heard: &mut Heard, feed: &Feed) -> Result<()> {
@@ -597,6 +672,9 @@ pub struct Round {
     pub received: u64,
     pub changed: u64,
     pub converged: bool,
+    /// This node has asked in which life it is; what the peer knows of it, if they have met.
+    pub has_asked: bool,
+    pub testimony: Option<Testimony>,
 }
 
 impl Round {
@@ -615,6 +693,8 @@ impl Round {
             received: 0,
             changed: 0,
             converged: false,
+            has_asked: false,
+            testimony: None,
         }
     }
 
@@ -636,6 +716,7 @@ impl Round {
         }
         message.batch = message.batch.filter(|_| self.may_give());
         self.steps += 1;
+        self.has_asked = !message.hello.is_confirmed;
         self.note_given(message.batch.as_ref(), heard);
         Ok(message)
     }
@@ -665,8 +746,11 @@ impl Round {
         if reply.hello.name != self.peer {
             return Err(error::peer_misnamed(&self.peer, &reply.hello.name));
         }
-        replica.admit(&reply.hello)?;
+        if replica.admit(&reply.hello)? == Admission::Superseded {
+            return Err(error::peer_superseded(&self.peer, reply.hello.incarnation));
+        }
         heard.listen(reply);
+        self.testimony.clone_from(&reply.about_you);
         // In one transaction all giving comes before any taking (see `may_give`). The peer gives
         // again with its next answer what is left aside here.
         if self.commitment == Commitment::AtTheEnd && self.gives_more(replica, heard)? {
@@ -677,7 +761,7 @@ impl Round {
         self.received += absorbed.received;
         self.changed += absorbed.changed;
         let feed = replica.feed(&self.peer, None)?;
-        self.converged = judge(replica, &feed.claim, reply, heard)?;
+        self.converged = judge(replica, &feed, reply, heard)?;
         self.next(replica, heard, reply, absorbed)
     }
 

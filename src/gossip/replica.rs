@@ -6,9 +6,9 @@ use std::ffi::CStr;
 use pgrx::pg_sys;
 
 use super::background::own_xid;
+use super::control;
 use super::protocol::{
-    self, Absorbed, Batch, Claim, Feed, Heard, Hello, Holding, Position, Replica, Row, Start,
-    Window,
+    self, Absorbed, Batch, Claim, Feed, Heard, Holding, Position, Replica, Row, Start, Window,
 };
 use super::snapshot::Snapshot;
 use super::statistics;
@@ -17,7 +17,8 @@ use crate::clock::vclock::{self, Vclock};
 use crate::clock::{hlc, server};
 use crate::crdt::constraint_state::ConstraintState;
 use crate::error::{self, Error, Result};
-use crate::node::identity;
+use crate::node::identity::{self, Hello};
+use crate::node::incarnation::{self, Admission, Known, Life, Past, Resolution, Testimony};
 use crate::node::sql::{self as node, LocalNode};
 use crate::spi::{Rows, Session, Value};
 use crate::{guc, is_preloaded};
@@ -57,12 +58,11 @@ impl<'s> Database<'s> {
             return Err(error::in_recovery());
         }
         let local = spi.with_snapshot(node::local_node)?;
-        let incarnation = local.incarnation.cast_unsigned();
         Ok(Self {
             spi,
             standpoint,
-            actor: identity::actor(&local.name, incarnation),
-            space: node::space(local.incarnation).label(),
+            actor: identity::actor(&local.name, local.incarnation),
+            space: node::place().space(local.incarnation),
             local,
         })
     }
@@ -95,6 +95,7 @@ impl<'s> Database<'s> {
             space: self.space.clone(),
             frontier: self.with_own(rows.get(0, 1), own_frontier)?,
             ceiling: self.with_own(rows.get(0, 2), own_ceiling)?,
+            own_ceiling,
         })
     }
 
@@ -232,11 +233,138 @@ impl<'s> Database<'s> {
         Ok(required::<i64>(&outcome, 0, 0)?.cast_unsigned())
     }
 
-    fn whole_frontier(&self) -> Result<Vec<u8>> {
-        self.spi.with_snapshot(|_| {
-            let snapshot = self.told_snapshot()?;
-            Ok(self.holding(&snapshot)?.frontier)
-        })
+    fn known(&self, name: &str) -> Result<Option<Known>> {
+        let rows = self.spi.write(
+            c"SELECT uuid::text, incarnation, life::text, status = 'left' FROM coord.roster WHERE name = $1",
+            &[Value::Text(Some(name))],
+        );
+        if rows.is_empty() {
+            return Ok(None);
+        }
+        let life: Option<String> = rows.get(0, 2);
+        Ok(Some(Known {
+            uuid: node::uuid_bytes(&required::<String>(&rows, 0, 0)?)?,
+            incarnation: required::<i64>(&rows, 0, 1)?.cast_unsigned(),
+            life: life.as_deref().map(node::uuid_bytes).transpose()?,
+            has_left: required(&rows, 0, 3)?,
+        }))
+    }
+
+    /// Notes who asks for a life that goes on elsewhere.
+    fn note_copy(&mut self, hello: &Hello) -> Result<()> {
+        if let Some(lived) = self.testimony(&hello.name)?
+            && lived.goes_on_elsewhere(&hello.place)
+        {
+            self.log_life(hello, "refused", "the life goes on elsewhere");
+        }
+        Ok(())
+    }
+
+    /// Remembers a node that is new here, or a new life of a known one.
+    fn meet(&self, hello: &Hello, is_known: bool) {
+        self.spi.write(
+            c"INSERT INTO coord.roster AS r (name, uuid, incarnation, life, place)
+              VALUES ($1, $2::uuid, $3, $4::uuid, $5)
+              ON CONFLICT (name) DO UPDATE
+                 SET incarnation = excluded.incarnation, life = excluded.life,
+                     place = excluded.place, last_seen = excluded.last_seen
+               WHERE r.incarnation < excluded.incarnation OR r.life IS NULL",
+            &[
+                Value::Text(Some(&hello.name)),
+                Value::Text(Some(&uuid::Uuid::from_bytes(hello.uuid).to_string())),
+                Value::Int(hello.incarnation.cast_signed()),
+                Value::Text(Some(&uuid::Uuid::from_bytes(hello.life).to_string())),
+                Value::Text(Some(&hello.place)),
+            ],
+        );
+        let reason = if is_known { "a new life" } else { "a new node" };
+        self.log_life(hello, "met", reason);
+    }
+
+    /// Once per life, place and event: a node that is refused comes again every second.
+    fn log_life(&self, hello: &Hello, event: &str, reason: &str) {
+        let key = [
+            Value::Text(Some(&hello.name)),
+            Value::Int(hello.incarnation.cast_signed()),
+            Value::Text(Some(&uuid::Uuid::from_bytes(hello.life).to_string())),
+            Value::Text(Some(&hello.place)),
+            Value::Text(Some(event)),
+        ];
+        let logged = self.spi.write(
+            c"SELECT FROM coord.incarnation_log
+               WHERE node = $1 AND incarnation = $2 AND life = $3::uuid AND place = $4 AND event = $5",
+            &key,
+        );
+        if logged.is_empty() {
+            let [node, number, life, place, event] = key;
+            self.spi.write(
+                c"INSERT INTO coord.incarnation_log (node, incarnation, life, place, event, reason)
+                  VALUES ($1, $2, $3::uuid, $4, $5, $6) ON CONFLICT DO NOTHING",
+                &[node, number, life, place, event, Value::Text(Some(reason))],
+            );
+        }
+    }
+
+    /// Whether this node knows its life. When it does not, it remembers where its log ended when that
+    /// began: a second start must not take what was written since for a part of the past.
+    pub fn looks_at_life(&self) -> bool {
+        if !self.local.is_confirmed {
+            self.spi.write(
+                c"UPDATE coord.local_node SET doubtful_since = '0/0'::pg_lsn + $1::numeric
+                   WHERE doubtful_since IS NULL",
+                &[Value::Int(control::started_at().cast_signed())],
+            );
+        }
+        self.local.is_confirmed
+    }
+
+    /// Finds out which life this is by what the peers know, and lets it go on or begin.
+    pub fn resolve_life(&self, testimonies: &[Testimony]) -> Result<Resolution> {
+        let holding = self.whole_holding()?;
+        let hello = self.local.hello()?;
+        let resolution = incarnation::resolve(
+            &Life {
+                past: Past {
+                    incarnation: hello.incarnation,
+                    life: hello.life,
+                    own_ceiling: holding.own_ceiling,
+                    log_position: self.doubtful_since()?,
+                },
+                place: self.local.place.clone(),
+                found: hello.place,
+            },
+            testimonies,
+        );
+        match &resolution {
+            Resolution::Confirm => drop(self.spi.write(c"SELECT coord.life_confirm()", &[])),
+            Resolution::Begin {
+                incarnation,
+                reason,
+            } => drop(self.spi.write(
+                c"SELECT coord.life_begin($1, $2)",
+                &[
+                    Value::Int(incarnation.cast_signed()),
+                    Value::Text(Some(reason)),
+                ],
+            )),
+            Resolution::Wait { .. } => {}
+        }
+        Ok(resolution)
+    }
+
+    fn doubtful_since(&self) -> Result<u64> {
+        let rows = self.spi.write(
+            c"SELECT (doubtful_since - '0/0'::pg_lsn)::bigint FROM coord.local_node",
+            &[],
+        );
+        let stored: Option<i64> = rows.get(0, 0);
+        let stored = stored.map_or(u64::MAX, i64::cast_unsigned);
+        Ok(stored.min(control::started_at()))
+    }
+
+    fn whole_holding(&self) -> Result<Holding> {
+        self.spi
+            .with_snapshot(|_| self.holding(&self.told_snapshot()?))
     }
 
     fn advance(&self, peer: &str, batch: &Batch) -> Result<bool> {
@@ -244,7 +372,12 @@ impl<'s> Database<'s> {
         if resync && !batch.start.is_beginning() {
             return Ok(false);
         }
-        protocol::continues(batch, stored.as_ref(), &self.whole_frontier()?, &self.actor)
+        protocol::continues(
+            batch,
+            stored.as_ref(),
+            &self.whole_holding()?.frontier,
+            &self.actor,
+        )
     }
 
     fn position(&self, peer: &str) -> Result<(Option<Position>, bool)> {
@@ -282,7 +415,7 @@ impl<'s> Database<'s> {
     }
 
     /// Stores what a batch says about the peer's changes. `moved` carries the new position.
-    fn store_cursor(&self, peer: &str, batch: &Batch, moved: bool) {
+    fn store_cursor(&self, peer: &str, batch: &Batch, moved: bool, log_position: u64) {
         let next = moved.then_some(&batch.next);
         let given = next
             .and_then(|next| next.given.as_ref())
@@ -302,6 +435,7 @@ impl<'s> Database<'s> {
                 Value::Text(window.map(|window| window.after_name.as_str())),
                 Value::Bytes(frontier),
                 Value::Bytes(Some(&batch.ceiling)),
+                Value::Int(log_position.cast_signed()),
             ],
         );
     }
@@ -360,9 +494,9 @@ const CHANGES: &CStr = c"
 
 const STORE_CURSOR: &CStr = c"
     INSERT INTO coord.peer_cursor AS c
-           (node, space, given, until, after_xid, after_name, pending, ceiling)
+           (node, space, given, until, after_xid, after_name, pending, ceiling, log_position)
     VALUES ($1, $3, $4::pg_snapshot, $5::pg_snapshot, CASE WHEN $7 IS NOT NULL THEN $6 END, $7,
-            coalesce($8::coord.vclock, '{}'), $9::coord.vclock)
+            coalesce($8::coord.vclock, '{}'), $9::coord.vclock, '0/0'::pg_lsn + $10::numeric)
     ON CONFLICT (node) DO UPDATE
        SET space = CASE WHEN $2 THEN excluded.space ELSE c.space END,
            given = CASE WHEN $2 THEN excluded.given ELSE c.given END,
@@ -371,7 +505,8 @@ const STORE_CURSOR: &CStr = c"
            after_name = CASE WHEN $2 THEN excluded.after_name ELSE c.after_name END,
            resync = c.resync AND NOT $2,
            pending = c.pending OPERATOR(coord.||) excluded.pending,
-           ceiling = c.ceiling OPERATOR(coord.||) excluded.ceiling
+           ceiling = c.ceiling OPERATOR(coord.||) excluded.ceiling,
+           log_position = excluded.log_position
      WHERE $2 OR NOT c.ceiling OPERATOR(coord.@>) excluded.ceiling";
 
 fn required<T: pgrx::FromDatum + pgrx::IntoDatum>(
@@ -385,53 +520,64 @@ fn required<T: pgrx::FromDatum + pgrx::IntoDatum>(
 
 impl Replica for Database<'_> {
     fn hello(&mut self) -> Result<Hello> {
-        let uuid = uuid::Uuid::parse_str(&self.local.uuid)
-            .map_err(|_| error::data_corrupted("coord.local_node has a malformed uuid"))?;
-        Ok(Hello {
-            name: self.local.name.clone(),
-            uuid: *uuid.as_bytes(),
-            incarnation: self.local.incarnation.cast_unsigned(),
-        })
+        self.local.hello()
     }
 
-    fn admit(&mut self, hello: &Hello) -> Result<()> {
-        let found = uuid::Uuid::from_bytes(hello.uuid).to_string();
+    fn admit(&mut self, hello: &Hello) -> Result<Admission> {
         if hello.name == self.local.name {
-            return Err(error::node_name_taken(
-                &hello.name,
-                &self.local.uuid,
-                &found,
-            ));
+            let found = uuid::Uuid::from_bytes(hello.uuid).to_string();
+            return Err(if found == self.local.uuid {
+                error::peer_is_self(&hello.name)
+            } else {
+                error::node_name_taken(&hello.name, &self.local.uuid, &found)
+            });
         }
-        let name = Value::Text(Some(&hello.name));
-        let known = self.spi.write(
-            c"SELECT uuid::text, incarnation, status FROM coord.roster WHERE name = $1",
-            &[name],
+        let known = self.known(&hello.name)?;
+        let admission = incarnation::admit(hello, known.as_ref())?;
+        match admission {
+            Admission::Welcome { is_news } => {
+                if is_news {
+                    self.meet(hello, known.is_some());
+                }
+                statistics::met(&hello.name);
+            }
+            Admission::Superseded => self.log_life(hello, "refused", "a later life is known"),
+            Admission::Asking => self.note_copy(hello)?,
+        }
+        Ok(admission)
+    }
+
+    fn testimony(&mut self, name: &str) -> Result<Option<Testimony>> {
+        let rows = self.spi.write(
+            c"SELECT r.incarnation, r.life::text, coalesce(r.place, ''),
+                     (SELECT greatest(coord.vclock_get(coord.vclock_merge_agg(c.frontier), a.actor),
+                                      coord.vclock_get(coord.vclock_merge_agg(c.ceiling), a.actor))
+                        FROM coord.peer_cursor c),
+                     (greatest(k.log_position, c.log_position, '0/0') - '0/0'::pg_lsn)::bigint
+                FROM coord.roster r
+                LEFT JOIN coord.ack k ON k.node = r.name
+                LEFT JOIN coord.peer_cursor c ON c.node = r.name,
+                     LATERAL (SELECT r.name || CASE WHEN r.incarnation > 1 THEN '#' || r.incarnation
+                                                    ELSE '' END AS actor) a
+               WHERE r.name = $1 AND r.life IS NOT NULL",
+            &[Value::Text(Some(name))],
         );
-        let incarnation = hello.incarnation.cast_signed();
-        if known.is_empty() {
-            self.spi.write(
-                c"INSERT INTO coord.roster (name, uuid, incarnation) VALUES ($1, $2::uuid, $3)
-                  ON CONFLICT (name) DO NOTHING",
-                &[name, Value::Text(Some(&found)), Value::Int(incarnation)],
-            );
-            return Ok(());
+        if rows.is_empty() {
+            return Ok(None);
         }
-        let expected: String = required(&known, 0, 0)?;
-        if expected != found {
-            return Err(error::node_name_taken(&hello.name, &expected, &found));
-        }
-        if known.get::<String>(0, 2).as_deref() != Some("alive") {
-            return Err(error::node_left(&hello.name));
-        }
-        if known.get::<i64>(0, 1) != Some(incarnation) {
-            self.spi.write(
-                c"UPDATE coord.roster
-                     SET incarnation = greatest(incarnation, $2), last_seen = clock_timestamp()
-                   WHERE name = $1",
-                &[name, Value::Int(incarnation)],
-            );
-        }
+        Ok(Some(Testimony {
+            incarnation: required::<i64>(&rows, 0, 0)?.cast_unsigned(),
+            life: node::uuid_bytes(&required::<String>(&rows, 0, 1)?)?,
+            place: required(&rows, 0, 2)?,
+            silent_milliseconds: statistics::silent_milliseconds(name),
+            ceiling: rows.get::<i64>(0, 3).unwrap_or(0).cast_unsigned(),
+            log_position: required::<i64>(&rows, 0, 4)?.cast_unsigned(),
+        }))
+    }
+
+    fn doubt(&mut self, reason: &str) -> Result<()> {
+        pgrx::log!("pg_test: this node asks again which life it is in: {reason}");
+        self.spi.write(c"SELECT coord.life_doubt()", &[]);
         Ok(())
     }
 
@@ -439,12 +585,12 @@ impl Replica for Database<'_> {
         Database::position(self, peer)
     }
 
-    fn absorb(&mut self, peer: &str, batch: &Batch) -> Result<Absorbed> {
+    fn absorb(&mut self, peer: &str, batch: &Batch, log_position: u64) -> Result<Absorbed> {
         let rows = self.admissible(peer, &batch.rows)?;
         let is_whole = rows.len() == batch.rows.len();
         let changed = self.learn(peer, &rows)?;
         let moved = is_whole && self.advance(peer, batch)?;
-        self.store_cursor(peer, batch, moved);
+        self.store_cursor(peer, batch, moved, log_position);
         let completed = self.complete(Some(peer));
         statistics::received(peer, rows.len() as u64, moved && batch.start.is_beginning());
         Ok(Absorbed {
@@ -454,7 +600,7 @@ impl Replica for Database<'_> {
         })
     }
 
-    fn acknowledge(&mut self, peer: &str, claim: &Claim) -> Result<()> {
+    fn acknowledge(&mut self, peer: &str, claim: &Claim, log_position: u64) -> Result<()> {
         // Looked up first: the INSERT would lock the row, and so write, even to leave it alone.
         let known = self.spi.write(
             c"SELECT FROM coord.ack a
@@ -470,29 +616,31 @@ impl Replica for Database<'_> {
             return Ok(());
         }
         self.spi.write(
-            c"INSERT INTO coord.ack (node, frontier, ceiling, digest)
-              VALUES ($1, $2::coord.vclock, $3::coord.vclock, $4)
+            c"INSERT INTO coord.ack (node, frontier, ceiling, digest, log_position)
+              VALUES ($1, $2::coord.vclock, $3::coord.vclock, $4, '0/0'::pg_lsn + $5::numeric)
               ON CONFLICT (node) DO UPDATE
                  SET frontier = excluded.frontier, ceiling = excluded.ceiling,
-                     digest = excluded.digest, acknowledged_at = excluded.acknowledged_at",
+                     digest = excluded.digest, log_position = excluded.log_position,
+                     acknowledged_at = excluded.acknowledged_at",
             &[
                 Value::Text(Some(peer)),
                 Value::Bytes(Some(&claim.frontier)),
                 Value::Bytes(Some(&claim.ceiling)),
                 Value::Bytes(Some(&claim.digest)),
+                Value::Int(log_position.cast_signed()),
             ],
         );
         Ok(())
     }
 
     fn feed(&mut self, peer: &str, reader: Option<&Heard>) -> Result<Feed> {
-        let feed = self.spi.with_snapshot(|spi| {
+        let mut feed = self.spi.with_snapshot(|spi| {
             let snapshot = self.told_snapshot()?;
             let holding = self.holding(&snapshot)?;
             let digest = TALLY.with_borrow_mut(|tally| tally.refresh(spi, own_xid()))?;
             let start = match reader {
-                Some(reader) => reader.plan(&holding)?,
-                None => None,
+                Some(reader) if self.local.is_confirmed => reader.plan(&holding)?,
+                _ => None,
             };
             let batch = match (start, reader) {
                 (Some(start), Some(reader)) => {
@@ -513,14 +661,16 @@ impl Replica for Database<'_> {
                     digest,
                 },
                 holding,
-                is_durable: self.standpoint == Standpoint::AfterCommit || own_xid().is_none(),
+                is_durable: self.local.is_confirmed
+                    && (self.standpoint == Standpoint::AfterCommit || own_xid().is_none()),
                 batch,
+                log_position: 0,
             })
         })?;
         if let Some(batch) = &feed.batch {
             statistics::sent(peer, batch.rows.len() as u64);
         }
-        flush_what_is_visible();
+        feed.log_position = flush_what_is_visible();
         Ok(feed)
     }
 
@@ -559,8 +709,8 @@ impl Replica for Database<'_> {
 }
 
 /// A snapshot may see commits whose records have not reached the disk, for instance with
-/// `synchronous_commit` off. Nothing of them is told before they have.
-fn flush_what_is_visible() {
+/// `synchronous_commit` off. Nothing of them is told before they have. Returns up to where.
+fn flush_what_is_visible() -> u64 {
     const BLOCK: u64 = pg_sys::XLOG_BLCKSZ as u64;
     // The position may lie just behind the header of a page that holds no record yet, and a flush
     // up to there would be refused as one beyond the end of the log.
@@ -573,5 +723,6 @@ fn flush_what_is_visible() {
             end -= end % BLOCK;
         }
         pg_sys::XLogFlush(end);
+        end
     }
 }

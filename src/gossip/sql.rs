@@ -15,6 +15,7 @@ use super::transport::{Request, Transport};
 use super::{background, control, statistics};
 use crate::error::{self, Error};
 use crate::guc;
+use crate::node::sql as node;
 use crate::spi;
 use crate::varlena::SqlResult;
 
@@ -196,6 +197,7 @@ fn peer_statistics() -> TableIterator<
     (
         name!(peer, String),
         name!(last_contact, Option<TimestampWithTimeZone>),
+        name!(last_answer, Option<TimestampWithTimeZone>),
         name!(last_failure, Option<TimestampWithTimeZone>),
         name!(round_trip, i64),
         name!(rounds, i64),
@@ -229,6 +231,21 @@ fn gossip_wake<'a>(
 fn gossip_launch<'a>(
     trigger: &'a PgTrigger<'a>,
 ) -> Result<Option<PgHeapTuple<'a, impl WhoAllocated>>, Error> {
+    control::launch_at_commit();
+    Ok(trigger.new())
+}
+
+/// Refuses a change counted under the provisional actor when the life has been confirmed since this
+/// transaction's snapshot was taken: the row would be told under an actor that does not exist. Else
+/// asks for a worker, which settles the life: a database made from a template has none yet.
+#[pg_trigger(sql = false)]
+fn life_check<'a>(
+    trigger: &'a PgTrigger<'a>,
+) -> Result<Option<PgHeapTuple<'a, impl WhoAllocated>>, Error> {
+    let local = spi::connect(|spi| spi.with_latest_snapshot(node::local_node))?;
+    if local.is_confirmed {
+        Err::<(), ErrorReport>(error::life_confirmed_meanwhile().into()).unwrap_or_report();
+    }
     control::launch_at_commit();
     Ok(trigger.new())
 }

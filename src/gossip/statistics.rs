@@ -50,7 +50,11 @@ struct Contact {
     database: u32,
     peer: Text<MAX_NAME_BYTES>,
     last_contact: i64,
+    /// Last answer to a message of this node.
+    last_answer: i64,
     last_failure: i64,
+    /// Last message of a life that was admitted.
+    last_met: i64,
     round_trip_microseconds: i64,
     rounds: i64,
     failures: i64,
@@ -68,7 +72,9 @@ impl Contact {
         database: 0,
         peer: Text::EMPTY,
         last_contact: 0,
+        last_answer: 0,
         last_failure: 0,
+        last_met: 0,
         round_trip_microseconds: 0,
         rounds: 0,
         failures: 0,
@@ -222,8 +228,21 @@ pub fn heard(peer: &str, bytes_in: usize, bytes_out: usize, round_trip_microseco
         contact.bytes_out += bytes_out as i64;
         if let Some(taken) = round_trip_microseconds {
             contact.round_trip_microseconds = taken;
+            contact.last_answer = now();
         }
     });
+}
+
+/// A peer spoke, in the life that it is known in.
+pub fn met(peer: &str) {
+    with_contact(peer, |contact| contact.last_met = now());
+}
+
+/// How long a peer has not been met; `None` when it was not met since the server started.
+pub fn silent_milliseconds(peer: &str) -> Option<u64> {
+    let mut last_met = 0;
+    with_contact(peer, |contact| last_met = contact.last_met);
+    (last_met != 0).then(|| (now() - last_met).max(0).unsigned_abs() / 1_000)
 }
 
 /// A round that was carried through.
@@ -242,6 +261,7 @@ pub fn failed(peer: &str, reason: &str) {
 
 type StatisticsRow = (
     String,
+    Option<TimestampWithTimeZone>,
     Option<TimestampWithTimeZone>,
     Option<TimestampWithTimeZone>,
     i64,
@@ -282,6 +302,7 @@ fn row(slot: &Contact) -> StatisticsRow {
     (
         slot.peer.text(),
         time(slot.last_contact),
+        time(slot.last_answer),
         time(slot.last_failure),
         slot.round_trip_microseconds,
         slot.rounds,

@@ -227,10 +227,9 @@ async fn connect(request: &Request) -> Result<Connection, tokio_postgres::Error>
 /// What went wrong, in words for an administrator; the client library never names the password.
 fn describe(error: &tokio_postgres::Error) -> String {
     if let Some(reported) = error.as_db_error() {
-        let detail = reported
-            .detail()
-            .map_or_else(String::new, |detail| format!(" ({detail})"));
-        return format!("{}: {}{detail}", reported.code().code(), reported.message());
+        let parts = [Some(reported.message()), reported.detail(), reported.hint()];
+        let parts: Vec<&str> = parts.into_iter().flatten().collect();
+        return format!("{}: {}", reported.code().code(), parts.join(": "));
     }
     let mut text = error.to_string();
     let mut source = std::error::Error::source(error);

@@ -18,9 +18,16 @@ use super::replica::{Database, Standpoint};
 use super::statistics;
 use super::transport::{Outcome, Request, Transport};
 use crate::guc;
+use crate::node::incarnation::{Resolution, Testimony};
 
 /// How long DROP EXTENSION or a removed peer can go unnoticed, however long the interval.
 const LONGEST_UNAWARE: Duration = Duration::from_secs(5);
+
+/// How long a node that does not know its life waits before it asks again.
+const LONGEST_UNASKED: Duration = Duration::from_secs(1);
+
+/// How long it waits for a peer that swallows the question, when another has answered.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// A peer as this worker knows it. What it has heard is forgotten when the worker ends: the peer
 /// says it again.
@@ -33,15 +40,30 @@ struct Contact {
     /// Rounds that failed since the last one that did not.
     failures: u32,
     last_failure: Option<Instant>,
+    /// It has been asked in which life this node is, and has answered or failed to.
+    asked: Option<Asked>,
+}
+
+/// What came of asking a peer in which life this node is.
+enum Asked {
+    Silent,
+    Answered(Option<Testimony>),
 }
 
 impl Contact {
+    /// Whether the last attempt failed and the peer has not spoken to this node since.
     fn is_failing(&self) -> bool {
-        self.failures > 0
+        let silent = statistics::silent_milliseconds(&self.peer.name)
+            .map_or(Duration::MAX, Duration::from_millis);
+        self.last_failure
+            .is_some_and(|last| silent >= last.elapsed())
     }
 
     /// A peer that keeps failing is tried less often, up to every sixteenth interval.
     fn is_due(&self) -> bool {
+        if !self.is_failing() {
+            return true;
+        }
         let doublings = self.failures.saturating_sub(1).min(4);
         self.last_failure
             .is_none_or(|last| last.elapsed() >= interval() * (1 << doublings))
@@ -54,6 +76,9 @@ struct Worker {
     contacts: HashMap<String, Contact>,
     extension: Option<pg_sys::Oid>,
     random: u64,
+    /// Whether the node knows in which life it is. Until then it asks.
+    is_confirmed: bool,
+    asking_since: Instant,
 }
 
 #[pg_guard]
@@ -78,6 +103,8 @@ pub extern "C-unwind" fn pg_test_worker_main(argument: pg_sys::Datum) {
         transport: start_transport(),
         contacts: HashMap::new(),
         extension: None,
+        is_confirmed: false,
+        asking_since: Instant::now(),
         random: Instant::now().elapsed().as_nanos() as u64
             ^ u64::from(oid) << 32
             ^ u64::from(std::process::id()),
@@ -152,7 +179,7 @@ impl Worker {
                 self.answered(outcome);
             }
             // The interval is read each time, so that a shorter one takes effect at once.
-            if last_tick.is_none_or(|last: Instant| last.elapsed() >= interval()) {
+            if last_tick.is_none_or(|last: Instant| last.elapsed() >= self.pace()) {
                 self.tick();
                 last_tick = Some(Instant::now());
                 last_look = Instant::now();
@@ -169,8 +196,16 @@ impl Worker {
             let elapsed = last_tick.map_or(Duration::ZERO, |last| last.elapsed());
             background::wait(
                 Some(self.transport.wake_fd()),
-                interval().saturating_sub(elapsed).min(LONGEST_UNAWARE),
+                self.pace().saturating_sub(elapsed).min(LONGEST_UNAWARE),
             );
+        }
+    }
+
+    fn pace(&self) -> Duration {
+        if self.is_confirmed {
+            interval()
+        } else {
+            interval().min(LONGEST_UNASKED)
         }
     }
 
@@ -183,7 +218,11 @@ impl Worker {
             if let Err(reason) = retried {
                 pgrx::log!("pg_test: could not merge what waited: {reason}");
             }
-            self.gossip();
+            if self.is_confirmed {
+                self.gossip();
+            } else {
+                self.ask_all();
+            }
         }
     }
 
@@ -213,10 +252,11 @@ impl Worker {
                    WHERE r.status = 'left'",
                 &[],
             );
-            Ok(Some((extension, peers::peers(spi, None)?)))
+            let is_confirmed = Database::open(spi, Standpoint::BeforeCommit)?.looks_at_life();
+            Ok(Some((extension, peers::peers(spi, None)?, is_confirmed)))
         });
         match found {
-            Ok(Some((extension, peers))) => {
+            Ok(Some((extension, peers, is_confirmed))) => {
                 // Dropped and created again: what was heard before is about other tables.
                 if self
                     .extension
@@ -227,6 +267,7 @@ impl Worker {
                     self.transport = start_transport();
                 }
                 self.update_contacts(peers);
+                self.set_confirmed(is_confirmed);
             }
             Ok(None) => {
                 self.contacts.clear();
@@ -256,6 +297,7 @@ impl Worker {
                             is_behind: false,
                             failures: 0,
                             last_failure: None,
+                            asked: None,
                         },
                     );
                 }
@@ -277,6 +319,80 @@ impl Worker {
         for name in self.names(|contact| !contact.is_failing()) {
             self.begin_round(&name);
         }
+    }
+
+    fn set_confirmed(&mut self, is_confirmed: bool) {
+        if self.is_confirmed != is_confirmed {
+            self.is_confirmed = is_confirmed;
+            self.ask_anew();
+        }
+    }
+
+    fn ask_anew(&mut self) {
+        self.asking_since = Instant::now();
+        for contact in self.contacts.values_mut() {
+            contact.asked = None;
+        }
+    }
+
+    /// Asks every peer that has not answered in which life this node is; then what they know decides.
+    fn ask_all(&mut self) {
+        for name in self.names(|contact| !matches!(contact.asked, Some(Asked::Answered(_)))) {
+            self.begin_round(&name);
+        }
+        self.resolve_life();
+    }
+
+    /// Once every peer has answered or failed to, and one has answered, or there is none: a node
+    /// that nobody answers goes on under its provisional actor.
+    fn resolve_life(&mut self) {
+        let is_waited_for = self.contacts.values().any(|peer| peer.asked.is_none())
+            && self.asking_since.elapsed() < PATIENCE;
+        if self.is_confirmed || is_waited_for {
+            return;
+        }
+        let mut testimonies = Vec::new();
+        let mut has_answer = self.contacts.is_empty();
+        for contact in self.contacts.values() {
+            if let Some(Asked::Answered(testimony)) = &contact.asked {
+                has_answer = true;
+                testimonies.extend(testimony.clone());
+            }
+        }
+        if !has_answer {
+            return;
+        }
+        report_activity(Some("finding out the incarnation"));
+        let resolved = transaction(|spi| {
+            Database::open(spi, Standpoint::BeforeCommit)?.resolve_life(&testimonies)
+        });
+        match resolved {
+            Ok(Resolution::Wait { reason }) => {
+                for name in self.names(|contact| matches!(contact.asked, Some(Asked::Answered(_))))
+                {
+                    statistics::failed(&name, &reason);
+                }
+                self.ask_anew();
+                return;
+            }
+            Ok(Resolution::Begin {
+                incarnation,
+                reason,
+            }) => {
+                pgrx::log!("pg_test: life {incarnation} of this node begins: {reason}");
+                // What peers were heard to say was said to another life.
+                for contact in self.contacts.values_mut() {
+                    contact.heard = Heard::default();
+                }
+            }
+            Ok(Resolution::Confirm) => {}
+            Err(reason) => {
+                pgrx::log!("pg_test: could not settle the incarnation of this node: {reason}");
+                return;
+            }
+        }
+        self.refresh_peers();
+        self.push();
     }
 
     /// Begins a round with up to `coord.gossip_fanout` peers chosen at random.
@@ -393,7 +509,11 @@ impl Worker {
         let Some(contact) = self.contacts.get_mut(name) else {
             return;
         };
-        contact.round = None;
+        if let Some(round) = contact.round.take()
+            && round.has_asked
+        {
+            contact.asked = Some(Asked::Answered(round.testimony));
+        }
         contact.last_failure = None;
         if std::mem::take(&mut contact.failures) > 0 {
             pgrx::log!("pg_test: peer \"{name}\" answers again");
@@ -401,6 +521,7 @@ impl Worker {
         if contact.is_behind {
             self.begin_round(name);
         }
+        self.resolve_life();
     }
 
     /// Counts the failure; the next round with this peer comes with the timer. Only the first of
@@ -414,10 +535,12 @@ impl Worker {
         contact.round = None;
         contact.is_behind = false;
         contact.failures += 1;
+        contact.asked = Some(Asked::Silent);
         contact.last_failure = Some(Instant::now());
         if contact.failures == 1 {
             pgrx::log!("pg_test: gossip with peer \"{name}\" failed: {reason}");
         }
+        self.resolve_life();
     }
 }
 

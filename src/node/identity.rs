@@ -1,5 +1,7 @@
 //! Names of nodes, and what tells one life of a node from another.
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::{Result, bad_argument};
 
 /// Leaves room for the prefix of the foreign server (`peer::server_name`) in PostgreSQL's 63.
@@ -36,23 +38,23 @@ pub fn actor(name: &str, incarnation: u64) -> String {
     }
 }
 
-/// The transaction-number space a cursor belongs to. Any difference voids the cursor: a clone, a
-/// promoted standby or a restored node gives the same numbers to other transactions.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Space {
-    pub system_identifier: u64,
-    pub timeline: u32,
-    pub database: u32,
+/// Who speaks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    pub name: String,
+    pub uuid: [u8; 16],
     pub incarnation: u64,
+    /// Tells two lives of the same number apart.
+    pub life: [u8; 16],
+    /// Where the speaker is, which need not be where its life began.
+    pub place: String,
+    /// Whether it knows that this life is its own.
+    pub is_confirmed: bool,
 }
 
-impl Space {
-    /// One string, as it is stored beside a cursor and sent to peers.
-    pub fn label(&self) -> String {
-        format!(
-            "{}/{}/{}/{}",
-            self.system_identifier, self.timeline, self.database, self.incarnation
-        )
+impl Hello {
+    pub fn actor(&self) -> String {
+        actor(&self.name, self.incarnation)
     }
 }
 

@@ -1,13 +1,17 @@
 //! Binds nodes, members and peers to SQL; the declarations are in `sql/node.sql`.
 
+use std::cell::OnceCell;
 use std::ffi::CString;
+use std::os::unix::fs::MetadataExt;
 
 use pgrx::prelude::*;
 use pgrx::{AllocatedByPostgres, PgList, pg_sys};
 
-use super::identity::{self, Space};
+use super::identity::{self, Hello};
+use super::incarnation::{self, Place};
 use super::peer::{self, PeerOption, PeerOptions};
 use crate::error::{self, Error, bad_argument};
+use crate::is_preloaded;
 use crate::spi::{self, Session, Value};
 use crate::varlena::{SqlResult, c_string};
 
@@ -15,13 +19,19 @@ use crate::varlena::{SqlResult, c_string};
 pub struct LocalNode {
     pub name: String,
     pub uuid: String,
-    pub incarnation: i64,
+    pub incarnation: u64,
+    pub life: String,
+    /// Where its life was last confirmed.
+    pub place: String,
+    pub is_confirmed: bool,
 }
 
 /// Reads the node's row under the active snapshot. 55000 when there is none.
 pub fn local_node(spi: &Session) -> Result<LocalNode, Error> {
     let rows = spi.read(
-        c"SELECT name, uuid::text, incarnation FROM coord.local_node",
+        c"SELECT name, uuid::text, incarnation, life::text, place,
+                 coord.life_is_confirmed(place, started)
+            FROM coord.local_node",
         &[],
     );
     if rows.is_empty() {
@@ -31,21 +41,83 @@ pub fn local_node(spi: &Session) -> Result<LocalNode, Error> {
     Ok(LocalNode {
         name: rows.get(0, 0).ok_or_else(required)?,
         uuid: rows.get(0, 1).ok_or_else(required)?,
-        incarnation: rows.get(0, 2).ok_or_else(required)?,
+        incarnation: rows.get::<i64>(0, 2).ok_or_else(required)?.cast_unsigned(),
+        life: rows.get(0, 3).ok_or_else(required)?,
+        place: rows.get(0, 4).ok_or_else(required)?,
+        is_confirmed: rows.get(0, 5).ok_or_else(required)?,
     })
 }
 
-/// The transaction-number space this database is in now.
-pub fn space(incarnation: i64) -> Space {
+impl LocalNode {
+    pub fn hello(&self) -> Result<Hello, Error> {
+        Ok(Hello {
+            name: self.name.clone(),
+            uuid: uuid_bytes(&self.uuid)?,
+            incarnation: self.incarnation,
+            life: uuid_bytes(&self.life)?,
+            place: place().label(),
+            is_confirmed: self.is_confirmed,
+        })
+    }
+}
+
+/// A uuid as a table of ours has it.
+pub fn uuid_bytes(text: &str) -> Result<[u8; 16], Error> {
+    uuid::Uuid::parse_str(text)
+        .map(uuid::Uuid::into_bytes)
+        .map_err(|_| error::data_corrupted("a table of coord has a malformed uuid"))
+}
+
+/// The data directory, told from a copy of itself by a file that is written once: its number and
+/// the time it was made.
+fn directory() -> String {
+    let Ok(file) = std::fs::metadata("PG_VERSION") else {
+        return String::new();
+    };
+    let made = file.created().ok().and_then(|made| {
+        made.duration_since(std::time::UNIX_EPOCH)
+            .ok()
+            .map(|made| made.as_micros())
+    });
+    format!("{}.{}", file.ino(), made.unwrap_or(0))
+}
+
+/// Where this database is now.
+pub fn place() -> Place {
+    thread_local! {
+        static DIRECTORY: OnceCell<String> = const { OnceCell::new() };
+    }
     // SAFETY: plain getters; the node never runs these on a standby, where nothing is written.
     unsafe {
-        Space {
+        Place {
             system_identifier: pg_sys::GetSystemIdentifier(),
             timeline: pg_sys::GetWALInsertionTimeLine(),
             database: pg_sys::MyDatabaseId.to_u32(),
-            incarnation: incarnation.cast_unsigned(),
+            directory: DIRECTORY.with(|known| known.get_or_init(directory).clone()),
         }
     }
+}
+
+#[pg_extern(sql = false)]
+fn node_place() -> String {
+    place().label()
+}
+
+/// Whether a life last confirmed at `confirmed_at`, in the server started at `started`, goes on here.
+/// Without preloading nobody asks the peers, so the place alone decides.
+#[pg_extern(sql = false)]
+fn life_is_confirmed(confirmed_at: &str, started: TimestampWithTimeZone) -> bool {
+    // SAFETY: plain getters.
+    let (is_standby, server_started) =
+        unsafe { (pg_sys::RecoveryInProgress(), pg_sys::PgStartTime) };
+    is_standby
+        || (place().label() == confirmed_at
+            && (!is_preloaded() || started.into_inner() == server_started))
+}
+
+#[pg_extern(sql = false)]
+fn actor_provisional(name: &str) -> String {
+    incarnation::provisional_actor(name)
 }
 
 #[pg_extern(sql = false)]
@@ -77,8 +149,13 @@ fn name_node(spi: &Session, name: Option<&str>) -> Result<String, Error> {
     );
     if !inserted.is_empty() {
         spi.write(
-            c"INSERT INTO coord.roster (name, uuid, incarnation)
-              SELECT name, uuid, incarnation FROM coord.local_node",
+            c"INSERT INTO coord.roster (name, uuid, incarnation, life, place)
+              SELECT name, uuid, incarnation, life, place FROM coord.local_node",
+            &[],
+        );
+        spi.write(
+            c"INSERT INTO coord.incarnation_log (node, incarnation, life, place, event, reason)
+              SELECT name, incarnation, life, place, 'begun', 'named' FROM coord.local_node",
             &[],
         );
         spi.write(

@@ -74,8 +74,9 @@ sub varint
 sub bytes { return varint(length $_[0]) . $_[0]; }
 my $version = "\x01";
 my $uuid = 'sixteen bytes.. ';
-sub hello { my ($name, $its_uuid) = @_; return bytes($name) . ($its_uuid // $uuid) . varint(1); }
-my $nothing_else = "\0" x 5;
+my $life = 'another sixteen.';
+sub hello { my ($name, $its_uuid) = @_; return bytes($name) . ($its_uuid // $uuid) . varint(1) . $life . bytes('there') . "\x01"; }
+my $nothing_else = "\0" x 7;
 sub exchange { return sprintf q{SELECT coord.gossip_exchange('\x%s')}, unpack 'H*', $_[0]; }
 
 is($mesh->sqlstate('a', exchange($version . hello('guest') . $nothing_else), @as_speaker), '', 'a message made by hand is understood');
@@ -92,7 +93,8 @@ my $clock = $mesh->sql('a', q{SELECT encode('{"guest":5}'::coord.vclock::bytea, 
 my $batch = $position . "\x01" . bytes(pack 'H*', $clock) . varint(1) . bytes('row') . bytes(pack 'H*', $state)
   . $position . bytes(pack 'H*', $clock) . "\x01" . bytes(pack 'H*', $clock);
 my $claim = bytes(pack 'H*', $clock) . bytes(pack 'H*', $clock) . 'd' x 32;
-my $full = $version . hello('guest') . "\x01$claim" . "\x01$position" . "\0\0" . "\x01$batch";
+my $full = $version . hello('guest') . "\x01$claim" . "\x01$position" . "\0\0" . "\x01$batch" . varint(300)
+  . "\x01" . varint(1) . $life . bytes('here') . "\x01" . varint(5) . varint(7) . varint(300);
 is($mesh->sqlstate('c', exchange($full)), '', 'a message with everything in it is understood');
 
 my @messages = ('');

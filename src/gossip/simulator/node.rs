@@ -9,13 +9,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::clock::vclock::{self, Vclock};
 use crate::crdt::constraint_state::{self as state, ConstraintState};
 use crate::crdt::digest::{self, Digest};
+use crate::crdt::fold;
 use crate::error::{self, Result};
 use crate::gossip::protocol::{
-    Absorbed, Batch, Claim, Feed, Heard, Hello, Holding, Position, Replica, Row, Start, Window,
-    continues,
+    Absorbed, Batch, Claim, Feed, Heard, Holding, Position, Replica, Row, Start, Window, continues,
 };
 use crate::gossip::snapshot::Snapshot;
-use crate::node::identity;
+use crate::node::identity::{self, Hello};
+use crate::node::incarnation::{self, Admission, Known, Life, Past, Resolution, Testimony};
 
 const FIRST_XID: u64 = 3;
 /// Where nothing else asks for it, no window is ever cut off.
@@ -68,6 +69,7 @@ pub struct Version {
     /// The last change, local or learned.
     local_xid: u64,
     learned_from: Option<String>,
+    is_provisional: bool,
     digest: Digest,
 }
 
@@ -80,6 +82,7 @@ pub struct Cursor {
     pending: Vec<u8>,
     ceiling: Vec<u8>,
     claim: Option<Claim>,
+    log_position: u64,
     pub mistrusted: u64,
 }
 
@@ -92,6 +95,7 @@ impl Cursor {
             pending: vclock::empty(),
             ceiling: vclock::empty(),
             claim: None,
+            log_position: 0,
             mistrusted: 0,
         }
     }
@@ -101,6 +105,7 @@ impl Cursor {
 #[derive(Clone, Debug)]
 pub struct Change {
     pub name: String,
+    pub actor: String,
     pub xid: u64,
     pub value: Vec<u8>,
     /// The actor's counter in the state after the change. What only removes leaves it as it was,
@@ -110,7 +115,7 @@ pub struct Change {
 }
 
 /// An open transaction: what it has written, over what is committed.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Transaction {
     xid: Option<u64>,
     versions: BTreeMap<String, Version>,
@@ -137,9 +142,23 @@ pub struct Committed {
     pub satisfied: Vec<(String, i64)>,
 }
 
-#[derive(Debug)]
+/// A place is not simulated: what is put back is put back where it was.
+const PLACE: &str = "here";
+
+#[derive(Clone, Debug)]
 pub struct Node {
     pub name: String,
+    incarnation: u64,
+    life: u8,
+    pub is_confirmed: bool,
+    /// Nodes met, and in which life.
+    met: BTreeMap<String, (u64, [u8; 16])>,
+    /// How often it was put back: it may doubt its past then.
+    restored: u8,
+    /// Transactions that have a number and ended, and how many there were at the first start since it
+    /// knew its life.
+    log_position: u64,
+    started_at: u64,
     /// Rows read for one batch.
     pub limit: usize,
     /// A state of which nothing is accepted, as when a stamp in it is too far ahead.
@@ -161,6 +180,13 @@ impl Node {
     pub fn new(name: &str) -> Self {
         Self {
             name: name.to_owned(),
+            incarnation: 1,
+            life: 0,
+            is_confirmed: true,
+            met: BTreeMap::new(),
+            restored: 0,
+            log_position: 0,
+            started_at: 0,
             limit: NO_LIMIT,
             refused: None,
             versions: BTreeMap::new(),
@@ -173,6 +199,19 @@ impl Node {
             learned_frontier: vclock::empty(),
             learned_ceiling: vclock::empty(),
             history: BTreeMap::new(),
+        }
+    }
+
+    /// The actor of the life the node takes for its own.
+    pub fn actor(&self) -> String {
+        identity::actor(&self.name, self.incarnation)
+    }
+
+    fn counting_actor(&self) -> String {
+        if self.is_confirmed {
+            self.actor()
+        } else {
+            incarnation::provisional_actor(&self.name)
         }
     }
 
@@ -238,13 +277,16 @@ impl Node {
             return true;
         }
         let value = operation
-            .apply(&base, &self.name)
+            .apply(&base, &self.counting_actor())
             .expect("an operation in range");
         let own = self.xid(handle);
         // A row may have been changed by a transaction with a higher number that has ended. The
         // ceiling is read off these numbers, so none may go down.
-        let xid = Some(own.max(old.and_then(|old| old.xid).unwrap_or(0)));
-        self.put(handle, name, value, xid, None);
+        let (before, was_provisional) =
+            old.map_or((None, false), |old| (old.xid, old.is_provisional));
+        let xid = self.is_confirmed.then_some(own).max(before);
+        let is_provisional = was_provisional || !self.is_confirmed;
+        self.put(handle, name, value, xid, None, is_provisional);
         let transaction = self.transaction(handle);
         transaction.changed.insert(name.to_owned());
         if let Operation::Satisfy(n) = operation {
@@ -260,6 +302,7 @@ impl Node {
         value: Vec<u8>,
         xid: Option<u64>,
         learned_from: Option<String>,
+        is_provisional: bool,
     ) {
         let version = Version {
             digest: digest::row_digest(name, &value),
@@ -267,6 +310,7 @@ impl Node {
             xid,
             local_xid: self.xid(handle),
             learned_from,
+            is_provisional,
         };
         self.transaction(handle)
             .versions
@@ -278,11 +322,13 @@ impl Node {
             .open
             .remove(&handle)
             .and_then(|transaction| transaction.xid);
+        self.log_position += u64::from(ended.is_some());
         self.latest_ended = self.latest_ended.max(ended.unwrap_or(0));
     }
 
     pub fn commit(&mut self, handle: Handle) -> Committed {
         let transaction = self.open.remove(&handle).expect("an open transaction");
+        self.log_position += u64::from(transaction.has_written());
         self.latest_ended = self.latest_ended.max(transaction.xid.unwrap_or(0));
         let committed = Committed {
             wrote: transaction.has_written(),
@@ -311,25 +357,137 @@ impl Node {
     }
 
     fn changes_of(&self, transaction: &Transaction) -> Vec<Change> {
+        let actor = self.actor();
         let change = |name: &String| {
             let value = transaction.versions[name].value.clone();
-            let counter = counter_of(&value, &self.name);
-            let last = self.history.get(name).and_then(|changes| changes.last());
+            let counter = counter_of(&value, &actor);
+            let of_actor = |change: &&Change| change.actor == actor;
+            let changes = self.history.get(name);
+            let last = changes.and_then(|changes| changes.iter().rfind(of_actor));
             Change {
                 name: name.clone(),
+                actor: actor.clone(),
                 xid: transaction.xid.expect("a number, as it has written"),
                 is_event: counter > last.map_or(0, |last| last.counter),
                 counter,
                 value,
             }
         };
-        transaction.changed.iter().map(change).collect()
+        // What is provisional is a change once it has been folded.
+        let is_settled = |name: &&String| !transaction.versions[*name].is_provisional;
+        transaction
+            .changed
+            .iter()
+            .filter(is_settled)
+            .map(change)
+            .collect()
     }
 
-    /// Open transactions are gone. Numbers that only they had used are given out again.
+    /// Open transactions are gone. Numbers that only they had used are given out again. The server
+    /// that starts does not know whether it was put back.
     pub fn crash(&mut self) {
         self.open.clear();
         self.next_xid = self.latest_ended + 1;
+        // A second start does not know better than the first, which asked in vain.
+        if self.is_confirmed {
+            self.started_at = self.log_position;
+        }
+        self.is_confirmed = false;
+    }
+
+    /// Replaces everything by an earlier copy. What nobody else `has_heard` of is lost.
+    pub fn restore(&mut self, copy: Self, has_heard: impl Fn(&Change) -> bool) {
+        let mut history = std::mem::take(&mut self.history);
+        let restored = self.restored + 1;
+        *self = copy;
+        for (name, changes) in &mut history {
+            changes.retain(|change| {
+                let value = self.versions.get(name).map(|version| &version.value);
+                let is_in_copy =
+                    value.is_some_and(|value| state::covers(parsed(value), parsed(&change.value)));
+                is_in_copy || has_heard(change)
+            });
+            // Of what is no event, as removing is none, others may have done the same by themselves.
+            for change in changes.iter_mut().filter(|change| !change.is_event) {
+                change.xid = u64::MAX;
+            }
+        }
+        self.history = history;
+        self.restored = restored;
+        self.crash();
+    }
+
+    /// Whether a change has reached this node, be it that its row still waits.
+    pub fn has_heard(&self, change: &Change) -> bool {
+        let waiting = self.waiting.get(&change.name).map(Vec::as_slice);
+        [self.value(&change.name), waiting]
+            .into_iter()
+            .flatten()
+            .any(|value| state::covers(parsed(value), parsed(&change.value)))
+    }
+
+    pub fn was_put_back(&self) -> bool {
+        self.restored > 0
+    }
+
+    /// Which life this is, by what the peers know; `None` while a transaction holds a row.
+    pub fn resolve_life(&mut self, testimonies: &[Testimony]) -> Option<Committed> {
+        if self.open.values().any(|open| !open.versions.is_empty()) {
+            return None;
+        }
+        let held = self.held();
+        let own = Life {
+            past: Past {
+                incarnation: self.incarnation,
+                life: [self.life; 16],
+                own_ceiling: held.own_ceiling,
+                log_position: self.started_at,
+            },
+            place: PLACE.into(),
+            found: PLACE.into(),
+        };
+        let begins = match incarnation::resolve(&own, testimonies) {
+            Resolution::Confirm => false,
+            Resolution::Begin {
+                incarnation,
+                reason,
+            } => {
+                assert!(
+                    self.restored > 0,
+                    "{} has lost nothing: {reason}",
+                    self.name
+                );
+                self.incarnation = incarnation;
+                self.life = self.restored;
+                for cursor in self.cursors.values_mut() {
+                    cursor.position = None;
+                    cursor.resync = true;
+                }
+                true
+            }
+            Resolution::Wait { reason } => panic!("nobody else lives: {reason}"),
+        };
+        self.is_confirmed = true;
+        Some(self.settle(begins))
+    }
+
+    /// What was provisional is a change of this life, and for a new one so is everything.
+    fn settle(&mut self, is_new: bool) -> Committed {
+        let handle = self.begin();
+        let settled: Vec<(String, Version)> = (self.versions.iter())
+            .filter(|(_, version)| is_new || version.is_provisional)
+            .map(|(name, version)| (name.clone(), version.clone()))
+            .collect();
+        let provisional = incarnation::provisional_actor(&self.name);
+        for (name, version) in settled {
+            let value = fold::fold(parsed(&version.value), &provisional, &self.actor())
+                .expect("counts in range");
+            let own = Some(self.xid(handle));
+            let xid = if is_new { own } else { own.max(version.xid) };
+            self.put(handle, &name, value, xid, None, false);
+            self.transaction(handle).changed.insert(name);
+        }
+        self.commit(handle)
     }
 
     /// Replaces a value behind everybody's back.
@@ -371,7 +529,7 @@ impl Node {
             .max();
         let own_ceiling = last.map_or(0, |last| last + 1);
         let with_own = |learned: &[u8], own| {
-            let own = vclock::from_entries([(self.name.as_str(), own)]).expect("one entry");
+            let own = vclock::from_entries([(self.actor().as_str(), own)]).expect("one entry");
             join_clocks(learned, &own)
         };
         let mut frontier = with_own(&self.learned_frontier, own_ceiling.min(snapshot.xmin));
@@ -381,9 +539,10 @@ impl Node {
             ceiling = join_clocks(&ceiling, &cursor.ceiling);
         }
         Holding {
-            space: format!("{}/1", self.name),
+            space: format!("{}/{}", self.name, self.incarnation),
             frontier,
             ceiling,
+            own_ceiling,
         }
     }
 
@@ -555,10 +714,11 @@ impl Session<'_> {
         if old.is_some_and(|old| state::covers(parsed(&old.value), parsed(value))) {
             return false;
         }
-        let xid = old.and_then(|old| old.xid);
+        let (xid, is_provisional) = old.map_or((None, false), |old| (old.xid, old.is_provisional));
         let merged = old.map_or_else(|| value.to_vec(), |old| join_states(&old.value, value));
         let learned_from = giver.filter(|_| merged == value).cloned();
-        self.node.put(self.handle, name, merged, xid, learned_from);
+        self.node
+            .put(self.handle, name, merged, xid, learned_from, is_provisional);
         true
     }
 
@@ -675,12 +835,55 @@ impl Replica for Session<'_> {
         Ok(Hello {
             name: self.node.name.clone(),
             uuid: [0; 16],
-            incarnation: 1,
+            incarnation: self.node.incarnation,
+            life: [self.node.life; 16],
+            place: PLACE.into(),
+            is_confirmed: self.node.is_confirmed,
         })
     }
 
-    fn admit(&mut self, hello: &Hello) -> Result<()> {
-        identity::check_name(&hello.name)
+    fn admit(&mut self, hello: &Hello) -> Result<Admission> {
+        identity::check_name(&hello.name)?;
+        let known = self
+            .node
+            .met
+            .get(&hello.name)
+            .map(|&(incarnation, life)| Known {
+                uuid: [0; 16],
+                incarnation,
+                life: Some(life),
+                has_left: false,
+            });
+        let admission = incarnation::admit(hello, known.as_ref())?;
+        if admission == (Admission::Welcome { is_news: true }) {
+            // What was met was met, also where this transaction rolls back.
+            let life = (hello.incarnation, hello.life);
+            self.node.met.insert(hello.name.clone(), life);
+        }
+        Ok(admission)
+    }
+
+    fn testimony(&mut self, name: &str) -> Result<Option<Testimony>> {
+        let met = self.node.met.get(name).copied();
+        Ok(met.map(|(incarnation, life)| {
+            let actor = identity::actor(name, incarnation);
+            let known = |learned: &[u8]| clock(learned).get(actor.as_bytes());
+            Testimony {
+                incarnation,
+                life,
+                place: PLACE.into(),
+                silent_milliseconds: Some(0),
+                ceiling: known(&self.node.learned_frontier).max(known(&self.node.learned_ceiling)),
+                log_position: self.cursor(name).log_position,
+            }
+        }))
+    }
+
+    fn doubt(&mut self, reason: &str) -> Result<()> {
+        let node = &mut self.node;
+        assert!(node.restored > 0, "{} doubts: {reason}", node.name);
+        node.is_confirmed = false;
+        Ok(())
     }
 
     fn position(&mut self, peer: &str) -> Result<(Option<Position>, bool)> {
@@ -688,7 +891,7 @@ impl Replica for Session<'_> {
         Ok((cursor.position, cursor.resync))
     }
 
-    fn absorb(&mut self, peer: &str, batch: &Batch) -> Result<Absorbed> {
+    fn absorb(&mut self, peer: &str, batch: &Batch, log_position: u64) -> Result<Absorbed> {
         let is_accepted = |row: &&Row| self.node.refused != Some(row.name.as_str());
         let rows: Vec<Row> = batch.rows.iter().filter(is_accepted).cloned().collect();
         let is_whole = rows.len() == batch.rows.len();
@@ -696,9 +899,17 @@ impl Replica for Session<'_> {
         let mut cursor = self.cursor(peer);
         let before = cursor.clone();
         cursor.ceiling = join_clocks(&cursor.ceiling, &batch.ceiling);
+        cursor.log_position = cursor.log_position.max(log_position);
         let frontier = self.holding().1.frontier;
         let is_wanted = is_whole && (!cursor.resync || batch.start.is_beginning());
-        if is_wanted && continues(batch, cursor.position.as_ref(), &frontier, &self.node.name)? {
+        if is_wanted
+            && continues(
+                batch,
+                cursor.position.as_ref(),
+                &frontier,
+                &self.node.actor(),
+            )?
+        {
             cursor.position = Some(batch.next.clone());
             cursor.resync = false;
             if let Some(frontier) = &batch.frontier {
@@ -715,15 +926,19 @@ impl Replica for Session<'_> {
         })
     }
 
-    fn acknowledge(&mut self, peer: &str, claim: &Claim) -> Result<()> {
+    fn acknowledge(&mut self, peer: &str, claim: &Claim, log_position: u64) -> Result<()> {
         let mut cursor = self.cursor(peer);
-        cursor.claim = Some(claim.clone());
+        if cursor.claim.as_ref() != Some(claim) {
+            cursor.claim = Some(claim.clone());
+            cursor.log_position = log_position;
+        }
         self.put_cursor(peer, cursor).map(|_| ())
     }
 
     fn feed(&mut self, peer: &str, reader: Option<&Heard>) -> Result<Feed> {
         let (snapshot, holding) = self.holding();
-        let start = reader.map_or(Ok(None), |reader| reader.plan(&holding))?;
+        let start = (reader.filter(|_| self.node.is_confirmed))
+            .map_or(Ok(None), |reader| reader.plan(&holding))?;
         let batch = match (start, reader) {
             (Some(start), Some(reader)) => {
                 let batch = self.batch(peer, start, &snapshot, &holding);
@@ -743,7 +958,10 @@ impl Replica for Session<'_> {
                 digest: digest_of(self.node.visible(self.handle).map(|(_, version)| version)),
             },
             holding,
-            is_durable: self.standpoint == Standpoint::AfterCommit || !self.own().has_written(),
+            is_durable: self.node.is_confirmed
+                && (self.standpoint == Standpoint::AfterCommit || !self.own().has_written()),
+            log_position: self.node.log_position
+                + u64::from(self.standpoint == Standpoint::AfterCommit && self.own().has_written()),
             batch,
         })
     }

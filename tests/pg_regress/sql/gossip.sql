@@ -79,10 +79,13 @@ CREATE FUNCTION pg_temp.item(item bytea) RETURNS bytea LANGUAGE sql RETURN pg_te
 CREATE FUNCTION pg_temp.item(item text) RETURNS bytea LANGUAGE sql RETURN pg_temp.item(convert_to(item, 'UTF8'));
 CREATE FUNCTION pg_temp.message(
     name text, uuid uuid DEFAULT '00000000-0000-0000-0000-00000000000b', incarnation bigint DEFAULT 1,
-    claim bytea DEFAULT '\x00', "position" bytea DEFAULT '\x00', leaving boolean DEFAULT false, batch bytea DEFAULT '\x00')
+    claim bytea DEFAULT '\x00', "position" bytea DEFAULT '\x00', leaving boolean DEFAULT false, batch bytea DEFAULT '\x00',
+    life text DEFAULT repeat('0b', 16), place text DEFAULT '1/1/1/1', confirmed boolean DEFAULT true, testimony bytea DEFAULT '\x00')
   RETURNS bytea LANGUAGE sql RETURN
     '\x01' || pg_temp.item(name) || decode(replace(uuid::text, '-', ''), 'hex') || pg_temp.varint(incarnation)
-    || claim || "position" || '\x00' || CASE WHEN leaving THEN '\x01' ELSE '\x00' END::bytea || batch;
+    || decode(life, 'hex') || pg_temp.item(place) || CASE WHEN confirmed THEN '\x01' ELSE '\x00' END::bytea
+    || claim || "position" || '\x00' || CASE WHEN leaving THEN '\x01' ELSE '\x00' END::bytea || batch
+    || '\x00' || testimony;
 -- A batch from the beginning, of one row, that leads to snapshot 10:10:
 CREATE FUNCTION pg_temp.batch(state text, value bytea, frontier vclock) RETURNS bytea LANGUAGE sql RETURN
     '\x01' || pg_temp.item('space') || '\x0000' || '\x00'
@@ -115,6 +118,8 @@ SELECT gossip_exchange(pg_temp.message('b', "position" => '\x01' || pg_temp.item
 SELECT gossip_exchange(pg_temp.message('b', batch => pg_temp.batch('', '{}'::constraint_state::bytea, '{"b":10}')));
 \echo :SQLSTATE
 SELECT gossip_exchange(pg_temp.message('b', batch => pg_temp.batch('learned', '\x00', '{"b":10}')));
+\echo :SQLSTATE
+SELECT gossip_exchange(pg_temp.message('b', place => repeat('x', 129)));
 \echo :SQLSTATE
 -- A message of this node itself, however it came back, is refused.
 SELECT uuid AS own_uuid FROM local_node \gset
