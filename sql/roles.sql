@@ -13,6 +13,13 @@ BEGIN
       END;
     END IF;
   END LOOP;
+  IF NOT pg_catalog.pg_has_role('pg_monitor', 'coord_monitor', 'MEMBER') THEN
+    BEGIN
+      GRANT coord_monitor TO pg_monitor;
+    EXCEPTION WHEN duplicate_object OR unique_violation THEN
+      NULL; -- as above
+    END;
+  END IF;
 END
 $$;
 

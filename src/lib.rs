@@ -27,6 +27,11 @@ extension_sql_file!(
     name = "incarnation",
     requires = ["gossip"]
 );
+extension_sql_file!(
+    "../sql/health.sql",
+    name = "health",
+    requires = ["incarnation"]
+);
 
 static PRELOADED: AtomicBool = AtomicBool::new(false);
 

@@ -182,6 +182,12 @@ pub fn worker_is_gone(database: &Database) {
     wake_launcher();
 }
 
+/// The process of a database's worker, when one runs.
+pub fn worker_of(oid: u32) -> Option<i32> {
+    let process = known_database(oid)?.worker.load(Ordering::Acquire);
+    (process != 0).then_some(process)
+}
+
 /// Asks for a worker in a database.
 pub fn want_worker(oid: u32) {
     if let Some(database) = database(oid) {

@@ -249,3 +249,10 @@ fn life_check<'a>(
     control::launch_at_commit();
     Ok(trigger.new())
 }
+
+/// The process of this database's worker, when one runs.
+#[pg_extern(sql = false)]
+fn gossip_worker() -> Option<i32> {
+    // SAFETY: a plain getter.
+    control::worker_of(unsafe { pg_sys::MyDatabaseId }.to_u32())
+}

@@ -1,0 +1,83 @@
+-- What an administrator and a monitoring system look at.
+
+CREATE FUNCTION gossip_worker() RETURNS integer
+  LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'gossip_worker_wrapper';
+COMMENT ON FUNCTION gossip_worker() IS 'process of the gossip worker of this database; NULL when there is none';
+
+-- Each problem with its rank: what stops everything comes before what concerns one peer.
+CREATE VIEW problem AS
+  SELECT 1 AS rank, NULL::text AS peer, 'the database is not a node: call coord.node_init' AS reason
+   WHERE NOT EXISTS (SELECT FROM coord.local_node)
+  UNION ALL
+  SELECT 2, NULL, 'no gossip worker runs: nothing that changes here is told by itself'
+    FROM coord.local_node WHERE coord.gossip_worker() IS NULL
+  UNION ALL
+  SELECT 3, NULL, 'the incarnation is not known: what is counted meanwhile is told later'
+    FROM coord.local_node WHERE coord.life_is_provisional()
+  UNION ALL
+  SELECT 4, c.peer, format('contents differ from those of peer "%s" at the same frontier', c.peer)
+    FROM coord.convergence c WHERE NOT c.digests_agree
+  UNION ALL
+  SELECT 5, s.peer, format('peer "%s" fails: %s', s.peer, s.last_error)
+    FROM coord.peer_status s WHERE s.state = 'failing'
+  UNION ALL
+  SELECT 6, s.peer, format('peer "%s" lacks changes made %s ago', s.peer, date_trunc('second', s.lag))
+    FROM coord.peer_status s WHERE s.lag > interval '1 min' AND s.state <> 'failing';
+COMMENT ON VIEW problem IS 'what is wrong with this node now, the worst first by rank';
+COMMENT ON COLUMN problem.rank IS '1 is worst';
+COMMENT ON COLUMN problem.peer IS 'peer it concerns; NULL when it concerns all';
+
+CREATE FUNCTION health(OUT ok boolean, OUT reason text, OUT detail jsonb)
+  LANGUAGE sql VOLATILE
+  BEGIN ATOMIC
+    SELECT count(p.rank) = 0,
+           string_agg(p.reason, '; ' ORDER BY p.rank, p.peer),
+           jsonb_build_object(
+             'node', n.name, 'incarnation', n.incarnation, 'worker', coord.gossip_worker(),
+             'confirmed', NOT coord.life_is_provisional(),
+             'states', (SELECT count(*) FROM coord.state),
+             'waiting', (SELECT count(*) FROM coord.state_waiting),
+             'problems', coalesce(jsonb_agg(p.reason ORDER BY p.rank, p.peer) FILTER (WHERE p.rank IS NOT NULL), '[]'),
+             'peers', (SELECT coalesce(jsonb_object_agg(s.peer, jsonb_build_object(
+                                'state', s.state, 'converged', c.converged, 'mismatches', c.mismatches,
+                                'lag_seconds', extract(epoch FROM s.lag), 'last_error', s.last_error)), '{}')
+                         FROM coord.peer_status s JOIN coord.convergence c ON c.peer = s.peer))
+      FROM (SELECT) here
+      LEFT JOIN coord.local_node n ON true
+      LEFT JOIN coord.problem p ON true
+     GROUP BY n.name, n.incarnation;
+  END;
+COMMENT ON FUNCTION health() IS 'one row: is all well, and if not what is wrong, the worst first';
+
+CREATE VIEW metrics AS
+  SELECT 'coord_healthy' AS name, '{}'::jsonb AS labels, h.ok::int::double precision AS value FROM coord.health() h
+  UNION ALL SELECT 'coord_incarnation', '{}', n.incarnation FROM coord.local_node n
+  UNION ALL SELECT 'coord_states', '{}', count(*) FROM coord.state
+  UNION ALL SELECT 'coord_states_waiting', '{}', count(*) FROM coord.state_waiting
+  UNION ALL SELECT 'coord_clock_refused_total', '{}', coord.hlc_refused()
+   WHERE current_setting('shared_preload_libraries') ~ '\mpg_test\M'
+  UNION ALL
+  SELECT m.name, jsonb_build_object('peer', s.peer) || m.labels, m.value
+    FROM coord.peer_status s
+    JOIN coord.convergence c ON c.peer = s.peer
+    CROSS JOIN LATERAL (VALUES
+      ('coord_peer_reachable', '{}'::jsonb, (s.state = 'reachable')::int::double precision),
+      ('coord_peer_converged', '{}', c.converged::int),
+      ('coord_peer_mismatches_total', '{}', c.mismatches),
+      ('coord_peer_rounds_total', '{}', s.rounds),
+      ('coord_peer_failures_total', '{}', s.failures),
+      ('coord_peer_full_syncs_total', '{}', s.full_syncs),
+      ('coord_peer_refused_total', '{}', s.refused),
+      ('coord_peer_rows_total', '{"direction": "in"}', s.rows_in),
+      ('coord_peer_rows_total', '{"direction": "out"}', s.rows_out),
+      ('coord_peer_bytes_total', '{"direction": "in"}', s.bytes_in),
+      ('coord_peer_bytes_total', '{"direction": "out"}', s.bytes_out),
+      ('coord_peer_lag_seconds', '{}', extract(epoch FROM s.lag)),
+      ('coord_peer_round_trip_seconds', '{}', extract(epoch FROM s.round_trip))) m(name, labels, value)
+   WHERE m.value IS NOT NULL;
+COMMENT ON VIEW metrics IS 'everything that can be counted, for scraping; names ending in _total only grow while the server runs';
+COMMENT ON COLUMN metrics.labels IS 'peer and direction, where they apply';
+
+REVOKE ALL ON FUNCTION gossip_worker(), health() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION gossip_worker(), health() TO coord_monitor;
+GRANT SELECT ON problem, metrics, state_waiting TO coord_monitor;
