@@ -6,6 +6,11 @@ use std::time::Duration;
 
 use pgrx::pg_sys;
 use pgrx::pg_sys::panic::CaughtError;
+#[cfg(not(feature = "pg18"))]
+use pgrx::pg_sys::pqsignal;
+// PostgreSQL 18 has one for servers and one for clients.
+#[cfg(feature = "pg18")]
+use pgrx::pg_sys::pqsignal_be as pqsignal;
 use pgrx::prelude::*;
 
 use crate::spi::{self, Session};
@@ -21,8 +26,8 @@ unsafe extern "C-unwind" {
 pub fn accept_signals() {
     // SAFETY: called once by the main thread of a new background worker.
     unsafe {
-        pg_sys::pqsignal(libc::SIGHUP, Some(SignalHandlerForConfigReload));
-        pg_sys::pqsignal(libc::SIGTERM, Some(die));
+        pqsignal(libc::SIGHUP, Some(SignalHandlerForConfigReload));
+        pqsignal(libc::SIGTERM, Some(die));
         pg_sys::BackgroundWorkerUnblockSignals();
     }
 }
