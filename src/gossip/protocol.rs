@@ -144,13 +144,9 @@ impl Message {
         if self.hello.incarnation == 0 || self.hello.incarnation > vclock::MAX_COUNTER {
             return Err(malformed("The incarnation is out of range."));
         }
-        if self.hello.place.len() > incarnation::MAX_PLACE_BYTES || self.hello.place.contains('\0')
-        {
-            return Err(malformed("The place is too long or has a NUL."));
-        }
-        let is_too_long = |about: &Testimony| about.place.len() > incarnation::MAX_PLACE_BYTES;
-        if self.about_you.as_ref().is_some_and(is_too_long) {
-            return Err(malformed("The place in a testimony is too long."));
+        check_place(&self.hello.place)?;
+        if let Some(about) = &self.about_you {
+            check_place(&about.place)?;
         }
         if let Some(claim) = &self.claim {
             Vclock::validate(&claim.frontier)?;
@@ -163,6 +159,13 @@ impl Message {
 
 fn malformed(detail: impl Into<String>) -> error::Error {
     malformed_binary("gossip message", detail)
+}
+
+fn check_place(place: &str) -> Result<()> {
+    if place.len() > incarnation::MAX_PLACE_BYTES || place.contains('\0') {
+        return Err(malformed("The place is too long or has a NUL."));
+    }
+    Ok(())
 }
 
 fn check_position(position: &Position) -> Result<()> {

@@ -283,26 +283,18 @@ impl<'s> Database<'s> {
 
     /// Once per life, place and event: a node that is refused comes again every second.
     fn log_life(&self, hello: &Hello, event: &str, reason: &str) {
-        let key = [
-            Value::Text(Some(&hello.name)),
-            Value::Int(hello.incarnation.cast_signed()),
-            Value::Text(Some(&uuid::Uuid::from_bytes(hello.life).to_string())),
-            Value::Text(Some(&hello.place)),
-            Value::Text(Some(event)),
-        ];
-        let logged = self.spi.write(
-            c"SELECT FROM coord.incarnation_log
-               WHERE node = $1 AND incarnation = $2 AND life = $3::uuid AND place = $4 AND event = $5",
-            &key,
+        self.spi.write(
+            c"INSERT INTO coord.incarnation_log (node, incarnation, life, place, event, reason)
+              VALUES ($1, $2, $3::uuid, $4, $5, $6) ON CONFLICT DO NOTHING",
+            &[
+                Value::Text(Some(&hello.name)),
+                Value::Int(hello.incarnation.cast_signed()),
+                Value::Text(Some(&uuid::Uuid::from_bytes(hello.life).to_string())),
+                Value::Text(Some(&hello.place)),
+                Value::Text(Some(event)),
+                Value::Text(Some(reason)),
+            ],
         );
-        if logged.is_empty() {
-            let [node, number, life, place, event] = key;
-            self.spi.write(
-                c"INSERT INTO coord.incarnation_log (node, incarnation, life, place, event, reason)
-                  VALUES ($1, $2, $3::uuid, $4, $5, $6) ON CONFLICT DO NOTHING",
-                &[node, number, life, place, event, Value::Text(Some(reason))],
-            );
-        }
     }
 
     /// Whether this node knows its life. When it does not, it remembers where its log ended when that
@@ -550,28 +542,27 @@ impl Replica for Database<'_> {
     fn testimony(&mut self, name: &str) -> Result<Option<Testimony>> {
         let rows = self.spi.write(
             c"SELECT r.incarnation, r.life::text, coalesce(r.place, ''),
-                     (SELECT greatest(coord.vclock_get(coord.vclock_merge_agg(c.frontier), a.actor),
-                                      coord.vclock_get(coord.vclock_merge_agg(c.ceiling), a.actor))
-                        FROM coord.peer_cursor c),
                      (greatest(k.log_position, c.log_position, '0/0') - '0/0'::pg_lsn)::bigint
                 FROM coord.roster r
                 LEFT JOIN coord.ack k ON k.node = r.name
-                LEFT JOIN coord.peer_cursor c ON c.node = r.name,
-                     LATERAL (SELECT r.name || CASE WHEN r.incarnation > 1 THEN '#' || r.incarnation
-                                                    ELSE '' END AS actor) a
+                LEFT JOIN coord.peer_cursor c ON c.node = r.name
                WHERE r.name = $1 AND r.life IS NOT NULL",
             &[Value::Text(Some(name))],
         );
         if rows.is_empty() {
             return Ok(None);
         }
+        let incarnation = required::<i64>(&rows, 0, 0)?.cast_unsigned();
+        let actor = identity::actor(name, incarnation);
+        let holding = self.whole_holding()?;
+        let known = |learned: &[u8]| Ok::<_, Error>(Vclock::parse(learned)?.get(actor.as_bytes()));
         Ok(Some(Testimony {
-            incarnation: required::<i64>(&rows, 0, 0)?.cast_unsigned(),
+            incarnation,
             life: node::uuid_bytes(&required::<String>(&rows, 0, 1)?)?,
             place: required(&rows, 0, 2)?,
             silent_milliseconds: statistics::silent_milliseconds(name),
-            ceiling: rows.get::<i64>(0, 3).unwrap_or(0).cast_unsigned(),
-            log_position: required::<i64>(&rows, 0, 4)?.cast_unsigned(),
+            ceiling: known(&holding.frontier)?.max(known(&holding.ceiling)?),
+            log_position: required::<i64>(&rows, 0, 3)?.cast_unsigned(),
         }))
     }
 

@@ -86,6 +86,12 @@ impl Contact {
         refused: 0,
         last_error: Text::EMPTY,
     };
+
+    fn is_of(&self, database: u32, peer: &Text<MAX_NAME_BYTES>) -> bool {
+        self.database == database
+            && self.peer.length == peer.length
+            && self.peer.bytes == peer.bytes
+    }
 }
 
 struct Contacts {
@@ -120,16 +126,11 @@ fn with_contact(peer: &str, change: impl FnOnce(&mut Contact)) {
     // SAFETY: set before any function of this database runs.
     let database = unsafe { pg_sys::MyDatabaseId }.to_u32();
     let name = Text::<MAX_NAME_BYTES>::new(peer);
-    let is_mine = |slot: &Contact| {
-        slot.database == database
-            && slot.peer.length == name.length
-            && slot.peer.bytes == name.bytes
-    };
     let mut contacts = CONTACTS.exclusive();
     let place = contacts
         .slots
         .iter()
-        .position(is_mine)
+        .position(|slot| slot.is_of(database, &name))
         .or_else(|| contacts.slots.iter().position(|slot| slot.database == 0));
     if let Some(place) = place {
         let slot = &mut contacts.slots[place];
@@ -240,9 +241,19 @@ pub fn met(peer: &str) {
 
 /// How long a peer has not been met; `None` when it was not met since the server started.
 pub fn silent_milliseconds(peer: &str) -> Option<u64> {
-    let mut last_met = 0;
-    with_contact(peer, |contact| last_met = contact.last_met);
-    (last_met != 0).then(|| (now() - last_met).max(0).unsigned_abs() / 1_000)
+    if !is_preloaded() {
+        return None;
+    }
+    // SAFETY: set before any function of this database runs.
+    let database = unsafe { pg_sys::MyDatabaseId }.to_u32();
+    let name = Text::<MAX_NAME_BYTES>::new(peer);
+    let contacts = CONTACTS.share();
+    let slot = contacts
+        .slots
+        .iter()
+        .find(|slot| slot.is_of(database, &name))?;
+    let silent = (now() - slot.last_met).max(0).unsigned_abs();
+    (slot.last_met != 0).then_some(silent / 1_000)
 }
 
 /// A round that was carried through.

@@ -51,21 +51,22 @@ enum Asked {
 }
 
 impl Contact {
-    /// Whether the last attempt failed and the peer has not spoken to this node since.
+    /// When the last attempt failed, if the peer has not spoken to this node since.
+    fn failing_since(&self) -> Option<Instant> {
+        self.last_failure.filter(|last| {
+            let silent = statistics::silent_milliseconds(&self.peer.name);
+            silent.map_or(Duration::MAX, Duration::from_millis) >= last.elapsed()
+        })
+    }
+
     fn is_failing(&self) -> bool {
-        let silent = statistics::silent_milliseconds(&self.peer.name)
-            .map_or(Duration::MAX, Duration::from_millis);
-        self.last_failure
-            .is_some_and(|last| silent >= last.elapsed())
+        self.failing_since().is_some()
     }
 
     /// A peer that keeps failing is tried less often, up to every sixteenth interval.
     fn is_due(&self) -> bool {
-        if !self.is_failing() {
-            return true;
-        }
         let doublings = self.failures.saturating_sub(1).min(4);
-        self.last_failure
+        self.failing_since()
             .is_none_or(|last| last.elapsed() >= interval() * (1 << doublings))
     }
 }
