@@ -113,39 +113,51 @@ CREATE FUNCTION peer_statistics(
   LANGUAGE c VOLATILE STRICT ROWS 10 AS 'MODULE_PATHNAME', 'peer_statistics_wrapper';
 COMMENT ON FUNCTION peer_statistics() IS 'contact with peers since the server started; empty when not preloaded';
 
+CREATE FUNCTION peer_liveness(OUT peer text, OUT state text, OUT phi double precision, OUT reason text)
+  RETURNS SETOF record
+  LANGUAGE c VOLATILE STRICT ROWS 10 AS 'MODULE_PATHNAME', 'peer_liveness_wrapper';
+COMMENT ON FUNCTION peer_liveness() IS 'what the failure detector thinks of the peers; empty while no worker judges them';
+
 CREATE VIEW node AS
   SELECT r.name, r.uuid, r.incarnation, r.first_seen,
          CASE WHEN n.name IS NOT NULL AND r.status = 'alive' THEN clock_timestamp()
               ELSE greatest(r.last_seen, s.last_contact) END AS last_seen,
-         r.status
+         CASE WHEN r.status = 'alive' AND d.state <> 'unknown' THEN d.state ELSE r.status END AS status
     FROM coord.roster r
     LEFT JOIN coord.local_node n ON n.name = r.name
-    LEFT JOIN coord.peer_statistics() s ON s.peer = r.name;
+    LEFT JOIN coord.peer_statistics() s ON s.peer = r.name
+    LEFT JOIN coord.peer_liveness() d ON d.peer = r.name;
 COMMENT ON VIEW node IS 'roster of the mesh: every node ever heard of';
+COMMENT ON COLUMN node.status IS 'alive, suspect, dead or left; alive for a node that is no peer and has not left';
 
 CREATE VIEW peer_status AS
   SELECT p.name AS peer,
-         CASE WHEN r.status = 'left' THEN 'left'
-              WHEN s.last_failure >= coalesce(s.last_answer, '-infinity') THEN 'failing'
-              WHEN s.last_contact IS NOT NULL THEN 'reachable'
-              ELSE 'unknown' END AS state,
+         CASE WHEN r.status = 'left' THEN 'left' ELSE coalesce(d.state, 'unknown') END AS state,
          s.last_contact,
          nullif(s.round_trip, 0) * interval '1 microsecond' AS round_trip,
          s.rounds, s.full_syncs, s.rows_in, s.rows_out, s.bytes_in, s.bytes_out,
          a.frontier,
          coalesce(clock_timestamp() - l.oldest, interval '0') AS lag,
          l.states AS lag_states,
-         s.refused, s.failures, s.last_failure, s.last_error
+         s.refused, s.failures, s.last_failure, s.last_error,
+         d.phi,
+         CASE WHEN d.peer IS NULL THEN 'no gossip worker runs here' ELSE d.reason END AS reason,
+         CASE WHEN s.last_failure >= coalesce(s.last_answer, '-infinity') THEN false
+              WHEN s.last_answer IS NOT NULL THEN true END AS reachable
     FROM coord.peer p
     LEFT JOIN coord.roster r ON r.name = p.name
     LEFT JOIN coord.peer_statistics() s ON s.peer = p.name
+    LEFT JOIN coord.peer_liveness() d ON d.peer = p.name
     LEFT JOIN coord.ack a ON a.node = p.name
     CROSS JOIN LATERAL (
       SELECT min(st.changed_at) AS oldest, count(*) AS states
         FROM coord.state st
        WHERE st.xid >= coalesce(coord.vclock_get(a.frontier, (SELECT n.actor FROM coord.local_node n)), 0)::text::xid8) l;
 COMMENT ON VIEW peer_status IS 'each peer: contact, traffic, what it has acknowledged and how far it lags';
-COMMENT ON COLUMN peer_status.state IS 'reachable, failing (the last attempt failed), unknown (no contact since the server started) or left';
+COMMENT ON COLUMN peer_status.state IS 'alive, suspect, dead, left, or unknown (not heard yet since the server started)';
+COMMENT ON COLUMN peer_status.phi IS 'how unlikely it is that the peer is alive and so long silent: n stands for 1 in 10^n';
+COMMENT ON COLUMN peer_status.reason IS 'why the state is what it is';
+COMMENT ON COLUMN peer_status.reachable IS 'whether the last message of this node to the peer was answered; a peer can be alive, heard of through others, and not reachable';
 COMMENT ON COLUMN peer_status.frontier IS 'what the peer says it holds completely';
 COMMENT ON COLUMN peer_status.lag IS 'age of the oldest change made here that the peer has not acknowledged';
 COMMENT ON COLUMN peer_status.lag_states IS 'states changed here that the peer has not acknowledged';
@@ -195,7 +207,7 @@ CREATE FUNCTION node_summary() RETURNS text
 COMMENT ON FUNCTION node_summary() IS 'one line: name, states, peers, rounds, digest';
 
 REVOKE ALL ON FUNCTION gossip_exchange(bytea), gossip_round(text), gossip_claim(), gossip_farewell(),
-  node_leave(), peer_statistics(), node_summary(), gossip_wake(), gossip_launch() FROM PUBLIC;
+  node_leave(), peer_statistics(), peer_liveness(), node_summary(), gossip_wake(), gossip_launch() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION gossip_exchange(bytea) TO coord_peer;
-GRANT EXECUTE ON FUNCTION gossip_claim(), peer_statistics(), node_summary() TO coord_monitor;
+GRANT EXECUTE ON FUNCTION gossip_claim(), peer_statistics(), peer_liveness(), node_summary() TO coord_monitor;
 GRANT SELECT ON peer_cursor, ack, node, peer_status, convergence TO coord_monitor;

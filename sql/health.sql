@@ -18,11 +18,15 @@ CREATE VIEW problem AS
   SELECT 4, c.peer, format('contents differ from those of peer "%s" at the same frontier', c.peer)
     FROM coord.convergence c WHERE NOT c.digests_agree
   UNION ALL
-  SELECT 5, s.peer, format('peer "%s" fails: %s', s.peer, s.last_error)
-    FROM coord.peer_status s WHERE s.state = 'failing'
+  SELECT CASE s.state WHEN 'dead' THEN 5 ELSE 6 END, s.peer,
+         format('peer "%s" is %s: %s', s.peer, s.state, concat_ws('; ', s.reason, CASE WHEN NOT s.reachable THEN s.last_error END))
+    FROM coord.peer_status s WHERE s.state IN ('suspect', 'dead')
   UNION ALL
-  SELECT 6, s.peer, format('peer "%s" lacks changes made %s ago', s.peer, date_trunc('second', s.lag))
-    FROM coord.peer_status s WHERE s.lag > interval '1 min' AND s.state <> 'failing';
+  SELECT 7, s.peer, format('peer "%s" is not reached from here: %s', s.peer, s.last_error)
+    FROM coord.peer_status s WHERE s.state IN ('alive', 'unknown') AND NOT s.reachable
+  UNION ALL
+  SELECT 8, s.peer, format('peer "%s" lacks changes made %s ago', s.peer, date_trunc('second', s.lag))
+    FROM coord.peer_status s WHERE s.lag > interval '1 min' AND s.state <> 'dead' AND s.reachable;
 COMMENT ON VIEW problem IS 'what is wrong with this node now, the worst first by rank';
 COMMENT ON COLUMN problem.rank IS '1 is worst';
 COMMENT ON COLUMN problem.peer IS 'peer it concerns; NULL when it concerns all';
@@ -39,7 +43,8 @@ CREATE FUNCTION health(OUT ok boolean, OUT reason text, OUT detail jsonb)
              'waiting', (SELECT count(*) FROM coord.state_waiting),
              'problems', coalesce(jsonb_agg(p.reason ORDER BY p.rank, p.peer) FILTER (WHERE p.rank IS NOT NULL), '[]'),
              'peers', (SELECT coalesce(jsonb_object_agg(s.peer, jsonb_build_object(
-                                'state', s.state, 'converged', c.converged, 'mismatches', c.mismatches,
+                                'state', s.state, 'phi', s.phi, 'reason', s.reason, 'reachable', s.reachable,
+                                'converged', c.converged, 'mismatches', c.mismatches,
                                 'lag_seconds', extract(epoch FROM s.lag), 'last_error', s.last_error)), '{}')
                          FROM coord.peer_status s JOIN coord.convergence c ON c.peer = s.peer))
       FROM (SELECT) here
@@ -61,7 +66,9 @@ CREATE VIEW metrics AS
     FROM coord.peer_status s
     JOIN coord.convergence c ON c.peer = s.peer
     CROSS JOIN LATERAL (VALUES
-      ('coord_peer_reachable', '{}'::jsonb, (s.state = 'reachable')::int::double precision),
+      ('coord_peer_alive', '{}'::jsonb, (s.state = 'alive')::int::double precision),
+      ('coord_peer_phi', '{}', s.phi),
+      ('coord_peer_reachable', '{}', coalesce(s.reachable, false)::int),
       ('coord_peer_converged', '{}', c.converged::int),
       ('coord_peer_mismatches_total', '{}', c.mismatches),
       ('coord_peer_rounds_total', '{}', s.rounds),

@@ -224,12 +224,12 @@ pub fn peer_option_unknown(name: &str, known: &[&str]) -> Error {
 }
 
 /// A gossip message of another version.
-pub fn protocol_unknown(found: u8, known: u8) -> Error {
+pub fn protocol_unknown(found: u8, oldest: u8, newest: u8) -> Error {
     malformed_binary(
         "gossip message",
-        format!("It has protocol version {found}; this node speaks version {known}."),
+        format!("It has protocol version {found}; this node speaks versions {oldest} to {newest}."),
     )
-    .hint("Run the same version of pg_test on all nodes.")
+    .hint("Upgrade the older node, one version at a time.")
 }
 
 /// A peer that answers under another name than it was added by.

@@ -25,6 +25,10 @@ pub static PEER_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(5_000);
 /// zone or year would add.
 pub static MAX_CLOCK_DRIFT: GucSetting<i32> = GucSetting::<i32>::new(300_000);
 
+/// Eight: a peer that is alive is suspected once in a hundred million beats, if its beats come as
+/// they did before (Hayashibara et al. 2004, and the default of Akka and Cassandra).
+pub static PHI_THRESHOLD: GucSetting<f64> = GucSetting::<f64>::new(8.0);
+
 pub fn register() {
     GucRegistry::define_int_guc(
         c"coord.gossip_interval",
@@ -85,6 +89,16 @@ pub fn register() {
         86_400_000,
         GucContext::Sighup,
         GucFlags::UNIT_MS,
+    );
+    GucRegistry::define_float_guc(
+        c"coord.phi_threshold",
+        c"Phi at which a silent peer is suspected; at half as much again it is dead.",
+        c"A peer that is alive reaches n once in 10^n beats, if its beats come as they did before.",
+        &PHI_THRESHOLD,
+        1.0,
+        60.0,
+        GucContext::Sighup,
+        GucFlags::default(),
     );
     // SAFETY: called from `_PG_init`; the prefix is copied. A misspelt setting is then refused.
     unsafe { pg_sys::MarkGUCPrefixReserved(c"coord".as_ptr()) };

@@ -2,7 +2,9 @@
 //! only, because a commit callback writes here, past the point where anything may fail.
 
 use std::cell::Cell;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{
+    AtomicBool, AtomicI32, AtomicI64, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering,
+};
 
 use pgrx::prelude::*;
 use pgrx::{PGRXSharedMemory, PgAtomic, pg_shmem_init, pg_sys};
@@ -26,6 +28,12 @@ pub struct Database {
     pub worker: AtomicI32,
     /// Address of the worker's latch, which lies in shared memory; 0 when none runs.
     latch: AtomicUsize,
+    /// Ticks of the worker's timer, counted on from what peers have heard of before.
+    pub heartbeat: AtomicU64,
+    /// Microseconds that the worker wanted to run and did not.
+    pub stalled: AtomicI64,
+    /// Score of the worker's mistrust of its own judgement.
+    pub doubt: AtomicU8,
 }
 
 impl Database {
@@ -53,10 +61,15 @@ impl Database {
             .compare_exchange(wanted_times, 0, Ordering::AcqRel, Ordering::Acquire);
     }
 
+    pub fn has_worker(&self) -> bool {
+        self.worker.load(Ordering::Acquire) != 0
+    }
+
     pub fn free(&self) {
         self.wanted.store(0, Ordering::Release);
         self.is_dismissed.store(false, Ordering::Release);
         self.is_dirty.store(false, Ordering::Release);
+        self.heartbeat.store(0, Ordering::Release);
         self.oid.store(0, Ordering::Release);
     }
 }
@@ -91,7 +104,7 @@ pub fn databases() -> &'static [Database] {
 }
 
 /// The slot of a database that has one. None without preloading, when there are no slots.
-fn known_database(oid: u32) -> Option<&'static Database> {
+pub fn known_database(oid: u32) -> Option<&'static Database> {
     if oid == 0 || !is_preloaded() {
         return None;
     }

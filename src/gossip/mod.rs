@@ -5,6 +5,7 @@
 
 mod background;
 pub(crate) mod control;
+mod detector;
 pub(crate) mod drop_database;
 pub(crate) mod launcher;
 mod peers;

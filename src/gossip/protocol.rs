@@ -20,11 +20,15 @@ use super::snapshot::Snapshot;
 use crate::clock::vclock::{self, Vclock};
 use crate::crdt::constraint_state::{self, ConstraintState};
 use crate::error::{self, Result, malformed_binary};
+use crate::node::detector::Heartbeats;
 use crate::node::identity::{self, Hello};
 use crate::node::incarnation::{self, Admission, Past, Testimony};
 
-/// Raised when a message can no longer be read by the version before.
-pub const VERSION: u8 = 1;
+/// Raised when a message can no longer be read by the version before. 2 added heartbeats.
+pub const VERSION: u8 = 2;
+
+/// The version before, which a node still reads, and speaks to whoever does not know its own.
+pub const OLDEST_VERSION: u8 = 1;
 
 /// Messages of one round, so that one peer with much to say does not starve the others.
 pub const MAX_STEPS: u32 = 64;
@@ -114,24 +118,40 @@ pub struct Message {
     pub log_position: u64,
     /// What the speaker knows of a node that asks which life it is in, or whose life is over.
     pub about_you: Option<Testimony>,
+    /// Who is alive. Follows the rest from version 2 on.
+    #[serde(skip)]
+    pub heartbeats: Heartbeats,
 }
 
 impl Message {
-    pub fn encode(&self) -> Result<Vec<u8>> {
-        postcard::to_extend(self, vec![VERSION])
-            .map_err(|error| malformed_binary("gossip message", format!("{error}.")))
+    /// The message in a version that this node speaks.
+    pub fn encode(&self, version: u8) -> Result<Vec<u8>> {
+        let mut bytes = postcard::to_extend(self, vec![version]);
+        if version >= 2 {
+            bytes = bytes.and_then(|bytes| postcard::to_extend(&self.heartbeats, bytes));
+        }
+        bytes.map_err(|error| malformed_binary("gossip message", format!("{error}.")))
+    }
+
+    /// The version of an encoded message.
+    pub fn version(bytes: &[u8]) -> Result<u8> {
+        let version = *bytes
+            .first()
+            .ok_or_else(|| malformed("The message is empty."))?;
+        if (OLDEST_VERSION..=VERSION).contains(&version) {
+            Ok(version)
+        } else {
+            Err(error::protocol_unknown(version, OLDEST_VERSION, VERSION))
+        }
     }
 
     /// Reads and checks a message as strictly as user input.
     pub fn decode(bytes: &[u8]) -> Result<Self> {
-        let (&version, body) = bytes
-            .split_first()
-            .ok_or_else(|| malformed("The message is empty."))?;
-        if version != VERSION {
-            return Err(error::protocol_unknown(version, VERSION));
+        let version = Self::version(bytes)?;
+        let (mut message, mut rest): (Self, &[u8]) = take(&bytes[1..])?;
+        if version >= 2 {
+            (message.heartbeats, rest) = take(rest)?;
         }
-        let (message, rest): (Self, &[u8]) = postcard::take_from_bytes(body)
-            .map_err(|_| malformed("The message cannot be read."))?;
         if !rest.is_empty() {
             return Err(malformed("Bytes follow the message."));
         }
@@ -152,9 +172,14 @@ impl Message {
             Vclock::validate(&claim.frontier)?;
             Vclock::validate(&claim.ceiling)?;
         }
+        self.heartbeats.check()?;
         self.position.as_ref().map_or(Ok(()), check_position)?;
         self.batch.as_ref().map_or(Ok(()), check_batch)
     }
+}
+
+fn take<'b, T: Deserialize<'b>>(bytes: &'b [u8]) -> Result<(T, &'b [u8])> {
+    postcard::take_from_bytes(bytes).map_err(|_| malformed("The message cannot be read."))
 }
 
 fn malformed(detail: impl Into<String>) -> error::Error {
@@ -474,6 +499,12 @@ pub trait Replica {
     /// Both contents are exact at one frontier and differ: counts it and asks for everything.
     fn mistrust(&mut self, peer: &str) -> Result<()>;
 
+    /// Who this node knows to be alive.
+    fn heartbeats(&mut self) -> Result<Heartbeats>;
+
+    /// A peer has said who is alive; itself it is.
+    fn hear(&mut self, peer: &str, heartbeats: &Heartbeats) -> Result<()>;
+
     /// The peer has left the mesh.
     fn part(&mut self, peer: &str) -> Result<()>;
 }
@@ -506,6 +537,7 @@ fn speak(replica: &mut dyn Replica, peer: &str, feed: &Feed) -> Result<Message> 
         batch: feed.batch.clone(),
         log_position: feed.log_position,
         about_you: None,
+        heartbeats: replica.heartbeats()?,
     })
 }
 
@@ -520,7 +552,18 @@ fn speak_to_superseded(replica: &mut dyn Replica, peer: &str) -> Result<Message>
         batch: None,
         log_position: 0,
         about_you: replica.testimony(peer)?,
+        heartbeats: Heartbeats::default(),
     })
+}
+
+/// Admits the speaker of a message. Whether one that asks which life it is in is the node or a copy of
+/// it, is not known yet, and so neither that the node is alive.
+fn admit(replica: &mut dyn Replica, message: &Message) -> Result<Admission> {
+    let admission = replica.admit(&message.hello)?;
+    if let Admission::Welcome { .. } = admission {
+        replica.hear(&message.hello.name, &message.heartbeats)?;
+    }
+    Ok(admission)
 }
 
 /// Whether a peer knows more of this node than it does itself.
@@ -608,7 +651,7 @@ pub fn respond(
     heard: &mut Heard,
 ) -> Result<Response> {
     let peer = &request.hello.name;
-    let admission = replica.admit(&request.hello)?;
+    let admission = admit(replica, request)?;
     if admission == Admission::Superseded {
         return Ok(Response {
             message: speak_to_superseded(replica, peer)?,
@@ -749,7 +792,7 @@ impl Round {
         if reply.hello.name != self.peer {
             return Err(error::peer_misnamed(&self.peer, &reply.hello.name));
         }
-        if replica.admit(&reply.hello)? == Admission::Superseded {
+        if admit(replica, reply)? == Admission::Superseded {
             return Err(error::peer_superseded(&self.peer, reply.hello.incarnation));
         }
         heard.listen(reply);

@@ -7,6 +7,7 @@ use pgrx::pg_sys;
 
 use super::background::own_xid;
 use super::control;
+use super::detector;
 use super::protocol::{
     self, Absorbed, Batch, Claim, Feed, Heard, Holding, Position, Replica, Row, Start, Window,
 };
@@ -17,6 +18,7 @@ use crate::clock::vclock::{self, Vclock};
 use crate::clock::{hlc, server};
 use crate::crdt::constraint_state::ConstraintState;
 use crate::error::{self, Error, Result};
+use crate::node::detector::Heartbeats;
 use crate::node::identity::{self, Hello};
 use crate::node::incarnation::{self, Admission, Known, Life, Past, Resolution, Testimony};
 use crate::node::sql::{self as node, LocalNode};
@@ -683,6 +685,14 @@ impl Replica for Database<'_> {
             );
         }
         Ok(())
+    }
+
+    fn heartbeats(&mut self) -> Result<Heartbeats> {
+        detector::heartbeats(&self.local.name)
+    }
+
+    fn hear(&mut self, peer: &str, heartbeats: &Heartbeats) -> Result<()> {
+        detector::hear(&self.local.name, peer, heartbeats)
     }
 
     fn part(&mut self, peer: &str) -> Result<()> {

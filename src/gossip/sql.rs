@@ -12,7 +12,7 @@ use super::peers::{self, Peer};
 use super::protocol::{self, Commitment, Heard, Message, Next, Replica, Round};
 use super::replica::{Database, Standpoint};
 use super::transport::{Request, Transport};
-use super::{background, control, statistics};
+use super::{background, control, detector, statistics};
 use crate::error::{self, Error};
 use crate::guc;
 use crate::node::sql as node;
@@ -36,6 +36,8 @@ fn gossip_exchange(message: &[u8]) -> SqlResult<Vec<u8>> {
     }
     statistics::step_failed();
     let request = Message::decode(message)?;
+    // Whoever speaks the version before reads only that.
+    let version = Message::version(message)?;
     let peer = request.hello.name.clone();
     let answer = spi::connect(|spi| {
         let mut database = Database::open(spi, Standpoint::AfterCommit)?;
@@ -43,7 +45,7 @@ fn gossip_exchange(message: &[u8]) -> SqlResult<Vec<u8>> {
             let heard = callers.entry(peer.clone()).or_default();
             protocol::respond(&mut database, &request, heard)?
                 .message
-                .encode()
+                .encode(version)
         })
     })
     .inspect_err(|failure| statistics::failed(&peer, &failure.to_string()))?;
@@ -57,8 +59,7 @@ fn gossip_exchange(message: &[u8]) -> SqlResult<Vec<u8>> {
 }
 
 /// Sends one message and waits for the answer, open to cancel and shutdown.
-fn call(transport: &mut Transport, peer: &Peer, message: Vec<u8>) -> error::Result<Vec<u8>> {
-    let sent = message.len();
+fn call(transport: &mut Transport, peer: &Peer, message: Message) -> error::Result<Vec<u8>> {
     let request = Request {
         peer: peer.name.clone(),
         options: peer.options.clone(),
@@ -81,8 +82,13 @@ fn call(transport: &mut Transport, peer: &Peer, message: Vec<u8>) -> error::Resu
     match outcome.answer {
         Ok(answer) => {
             let taken = i64::try_from(outcome.taken.as_micros()).unwrap_or(i64::MAX);
-            statistics::heard(&peer.name, answer.len(), sent, Some(taken));
-            Ok(answer)
+            statistics::heard(
+                &peer.name,
+                answer.bytes.len(),
+                answer.sent_bytes,
+                Some(taken),
+            );
+            Ok(answer.bytes)
         }
         Err(reason) => {
             statistics::failed(&peer.name, &reason);
@@ -133,7 +139,7 @@ fn run_round(spi: &spi::Session, peer: &Peer) -> error::Result<Round> {
     let mut heard = Heard::default();
     let mut round = Round::new(&peer.name, Commitment::AtTheEnd);
     loop {
-        let message = round.compose(&mut database, &mut heard)?.encode()?;
+        let message = round.compose(&mut database, &mut heard)?;
         let answer = Message::decode(&call(&mut transport, peer, message)?)?;
         if round.receive(&mut database, &mut heard, &answer)? == Next::Done {
             statistics::step_done();
@@ -153,7 +159,7 @@ fn gossip_farewell() -> SqlResult<()> {
             let mut message = Round::new(&peer.name, Commitment::AtTheEnd)
                 .compose(&mut database, &mut Heard::default())?;
             message.leaving = true;
-            if let Err(failure) = call(&mut transport, &peer, message.encode()?) {
+            if let Err(failure) = call(&mut transport, &peer, message) {
                 pgrx::warning!("peer \"{}\" was not told: {failure}", peer.name);
             }
         }
@@ -212,6 +218,19 @@ fn peer_statistics() -> TableIterator<
     ),
 > {
     TableIterator::new(statistics::rows())
+}
+
+#[pg_extern(sql = false)]
+fn peer_liveness() -> TableIterator<
+    'static,
+    (
+        name!(peer, String),
+        name!(state, &'static str),
+        name!(phi, f64),
+        name!(reason, String),
+    ),
+> {
+    TableIterator::new(detector::rows())
 }
 
 /// Wakes the worker when the transaction commits: something changed that peers wait for.

@@ -8,6 +8,7 @@ use pgrx::{PGRXSharedMemory, PgLwLock, pg_shmem_init, pg_sys};
 
 use crate::error::Error;
 use crate::is_preloaded;
+use crate::node::detector::{Liveness, Pulse};
 use crate::node::identity::MAX_NAME_BYTES;
 
 /// Peers of all databases of the server together.
@@ -15,7 +16,7 @@ const SLOTS: usize = 256;
 const ERROR_BYTES: usize = 200;
 
 #[derive(Clone, Copy)]
-struct Text<const N: usize> {
+pub(super) struct Text<const N: usize> {
     length: u16,
     bytes: [u8; N],
 }
@@ -39,16 +40,16 @@ impl<const N: usize> Text<N> {
         }
     }
 
-    fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         String::from_utf8_lossy(&self.bytes[..usize::from(self.length)]).into_owned()
     }
 }
 
 /// What is known of the contact with one peer since the server started.
 #[derive(Clone, Copy)]
-struct Contact {
+pub(super) struct Contact {
     database: u32,
-    peer: Text<MAX_NAME_BYTES>,
+    pub(super) peer: Text<MAX_NAME_BYTES>,
     last_contact: i64,
     /// Last answer to a message of this node.
     last_answer: i64,
@@ -65,6 +66,9 @@ struct Contact {
     bytes_out: i64,
     refused: i64,
     last_error: Text<ERROR_BYTES>,
+    /// Of a peer that the worker watches.
+    pub(super) pulse: Option<Pulse>,
+    pub(super) liveness: Liveness,
 }
 
 impl Contact {
@@ -85,6 +89,8 @@ impl Contact {
         bytes_out: 0,
         refused: 0,
         last_error: Text::EMPTY,
+        pulse: None,
+        liveness: Liveness::Unknown,
     };
 
     fn is_of(&self, database: u32, peer: &Text<MAX_NAME_BYTES>) -> bool {
@@ -118,8 +124,8 @@ fn now() -> i64 {
     unsafe { pg_sys::GetCurrentTimestamp() }
 }
 
-/// Changes the counters of a peer. When all slots are in use the peer goes uncounted.
-fn with_contact(peer: &str, change: impl FnOnce(&mut Contact)) {
+/// Changes what is known of a peer. When all slots are in use the peer goes uncounted.
+pub(super) fn with_contact(peer: &str, change: impl FnOnce(&mut Contact)) {
     if !is_preloaded() || peer.is_empty() {
         return;
     }
@@ -143,6 +149,34 @@ fn with_contact(peer: &str, change: impl FnOnce(&mut Contact)) {
         }
         change(slot);
     }
+}
+
+/// Changes what is known of every peer of this database, under one lock.
+pub(super) fn with_all_contacts(mut change: impl FnMut(&mut Contact)) {
+    if !is_preloaded() {
+        return;
+    }
+    // SAFETY: set before any function of this database runs.
+    let database = unsafe { pg_sys::MyDatabaseId }.to_u32();
+    let mut contacts = CONTACTS.exclusive();
+    let mine = contacts.slots.iter_mut();
+    mine.filter(|slot| slot.database == database)
+        .for_each(&mut change);
+}
+
+/// What is known of every peer of this database.
+pub(super) fn all_contacts() -> Vec<Contact> {
+    if !is_preloaded() {
+        return Vec::new();
+    }
+    // SAFETY: set before any function of this database runs.
+    let database = unsafe { pg_sys::MyDatabaseId }.to_u32();
+    let contacts = CONTACTS.share();
+    let mine = contacts
+        .slots
+        .iter()
+        .filter(|slot| slot.database == database);
+    mine.copied().collect()
 }
 
 /// Forgets the peers of a database that is gone.
@@ -289,19 +323,7 @@ type StatisticsRow = (
 
 /// The counters of this database's peers, in the order of `coord.peer_statistics`.
 pub fn rows() -> Vec<StatisticsRow> {
-    if !is_preloaded() {
-        return Vec::new();
-    }
-    // SAFETY: set before any function of this database runs.
-    let database = unsafe { pg_sys::MyDatabaseId }.to_u32();
-    let mine: Vec<Contact> = CONTACTS
-        .share()
-        .slots
-        .iter()
-        .filter(|slot| slot.database == database)
-        .copied()
-        .collect();
-    mine.iter().map(row).collect()
+    all_contacts().iter().map(row).collect()
 }
 
 fn row(slot: &Contact) -> StatisticsRow {

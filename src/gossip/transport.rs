@@ -14,8 +14,10 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Config, Statement};
 
+use super::protocol::{Message, OLDEST_VERSION, VERSION};
 use super::tls;
 
 /// A connection nobody used for this long is closed.
@@ -31,15 +33,19 @@ pub struct Request {
     /// How to reach it; a change of it makes a new connection.
     pub options: Arc<Vec<(String, String)>>,
     pub config: Config,
-    pub message: Vec<u8>,
+    pub message: Message,
     pub timeout: Duration,
 }
 
 /// What became of it.
 pub struct Outcome {
     pub peer: String,
-    pub answer: Result<Vec<u8>, String>,
+    pub answer: Result<Answer, String>,
     pub taken: Duration,
+}
+
+pub struct Answer {
+    pub bytes: Vec<u8>,
     pub sent_bytes: usize,
 }
 
@@ -158,7 +164,6 @@ async fn serve_peer(
             connection = None;
         }
         let outcome = Outcome {
-            sent_bytes: request.message.len(),
             peer: request.peer,
             answer,
             taken: started.elapsed(),
@@ -175,12 +180,14 @@ struct Connection {
     options: Arc<Vec<(String, String)>>,
     client: Client,
     exchange: Statement,
+    /// What the peer understands: a peer that refuses this node's version is asked in the one before.
+    version: u8,
 }
 
 async fn exchange(
     connection: &mut Option<Connection>,
     request: &Request,
-) -> Result<Vec<u8>, String> {
+) -> Result<Answer, String> {
     let is_usable = connection.as_ref().is_some_and(|connection| {
         !connection.client.is_closed() && connection.options == request.options
     });
@@ -188,17 +195,36 @@ async fn exchange(
         *connection = None;
         *connection = Some(connect(request).await.map_err(|error| describe(&error))?);
     }
-    let Some(Connection {
-        client, exchange, ..
-    }) = connection
-    else {
+    let Some(connection) = connection else {
         return Err("not connected".into());
     };
-    let row = client
-        .query_one(exchange, &[&request.message])
-        .await
-        .map_err(|error| describe(&error))?;
-    row.try_get(0).map_err(|error| describe(&error))
+    let encode = |version| {
+        let message = request.message.encode(version);
+        message.map_err(|error| error.to_string())
+    };
+    let mut message = encode(connection.version)?;
+    let mut answer = ask(connection, &message).await;
+    if is_refused_form(&answer) && connection.version > OLDEST_VERSION {
+        connection.version -= 1;
+        message = encode(connection.version)?;
+        answer = ask(connection, &message).await;
+    }
+    Ok(Answer {
+        bytes: answer.map_err(|error| describe(&error))?,
+        sent_bytes: message.len(),
+    })
+}
+
+async fn ask(connection: &Connection, message: &[u8]) -> Result<Vec<u8>, tokio_postgres::Error> {
+    let row = (connection.client)
+        .query_one(&connection.exchange, &[&message])
+        .await?;
+    row.try_get(0)
+}
+
+fn is_refused_form(answer: &Result<Vec<u8>, tokio_postgres::Error>) -> bool {
+    let refusal = answer.as_ref().err().and_then(|error| error.code());
+    refusal == Some(&SqlState::INVALID_BINARY_REPRESENTATION)
 }
 
 async fn connect(request: &Request) -> Result<Connection, tokio_postgres::Error> {
@@ -221,6 +247,7 @@ async fn connect(request: &Request) -> Result<Connection, tokio_postgres::Error>
         options: Arc::clone(&request.options),
         client,
         exchange,
+        version: VERSION,
     })
 }
 

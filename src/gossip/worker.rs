@@ -12,13 +12,16 @@ use pgrx::{FromDatum, pg_sys};
 
 use super::background::{self, transaction};
 use super::control;
+use super::detector;
 use super::peers::{self, Peer};
 use super::protocol::{Commitment, Heard, Message, Next, Round};
 use super::replica::{Database, Standpoint};
 use super::statistics;
 use super::transport::{Outcome, Request, Transport};
 use crate::guc;
+use crate::node::detector::Liveness;
 use crate::node::incarnation::{Resolution, Testimony};
+use crate::spi::{Session, Value};
 
 /// How long DROP EXTENSION or a removed peer can go unnoticed, however long the interval.
 const LONGEST_UNAWARE: Duration = Duration::from_secs(5);
@@ -42,6 +45,7 @@ struct Contact {
     last_failure: Option<Instant>,
     /// It has been asked in which life this node is, and has answered or failed to.
     asked: Option<Asked>,
+    liveness: Liveness,
 }
 
 /// What came of asking a peer in which life this node is.
@@ -63,6 +67,10 @@ impl Contact {
         self.failing_since().is_some()
     }
 
+    fn is_dead(&self) -> bool {
+        self.liveness == Liveness::Dead
+    }
+
     /// A peer that keeps failing is tried less often, up to every sixteenth interval.
     fn is_due(&self) -> bool {
         let doublings = self.failures.saturating_sub(1).min(4);
@@ -80,6 +88,10 @@ struct Worker {
     /// Whether the node knows in which life it is. Until then it asks.
     is_confirmed: bool,
     asking_since: Instant,
+    /// When the peers were last judged.
+    last_judged: Instant,
+    /// What the peers have been told to expect.
+    told_interval: Duration,
 }
 
 #[pg_guard]
@@ -106,6 +118,8 @@ pub extern "C-unwind" fn pg_test_worker_main(argument: pg_sys::Datum) {
         extension: None,
         is_confirmed: false,
         asking_since: Instant::now(),
+        last_judged: Instant::now(),
+        told_interval: interval(),
         random: Instant::now().elapsed().as_nanos() as u64
             ^ u64::from(oid) << 32
             ^ u64::from(std::process::id()),
@@ -189,16 +203,62 @@ impl Worker {
                 self.refresh_peers();
                 last_look = Instant::now();
             }
-            if self.database.is_dirty.swap(false, Ordering::AcqRel) {
+            let is_dirty = self.database.is_dirty.swap(false, Ordering::AcqRel);
+            if is_dirty || self.told_interval != interval() {
+                self.told_interval = interval();
                 self.refresh_peers();
                 self.push();
             }
+            self.watch_peers();
             report_activity(None);
             let elapsed = last_tick.map_or(Duration::ZERO, |last| last.elapsed());
             background::wait(
                 Some(self.transport.wake_fd()),
-                self.pace().saturating_sub(elapsed).min(LONGEST_UNAWARE),
+                self.pace().saturating_sub(elapsed).min(watch_interval()),
             );
+        }
+    }
+
+    /// Judges the peers, and tells what has changed since.
+    fn watch_peers(&mut self) {
+        let taken = self.last_judged.elapsed();
+        if taken < watch_interval() {
+            return;
+        }
+        self.last_judged = Instant::now();
+        let late = i64::try_from((taken - watch_interval()).as_micros()).unwrap_or(i64::MAX);
+        detector::note_lateness(self.database, late);
+        let changes = detector::judge(self.database, self.contacts.keys());
+        for change in &changes {
+            pgrx::log!(
+                "pg_test: peer \"{}\" is {} (was {}): {}",
+                change.peer,
+                change.to.name(),
+                change.from.name(),
+                change.reason
+            );
+            if let Some(contact) = self.contacts.get_mut(&change.peer) {
+                contact.liveness = change.to;
+            }
+        }
+        if changes.is_empty() {
+            return;
+        }
+        let announced = transaction(|spi| {
+            changes.iter().for_each(|change| {
+                announce(
+                    spi,
+                    &change.peer,
+                    change.from,
+                    change.to.name(),
+                    Some(change.phi),
+                    &change.reason,
+                );
+            });
+            Ok(())
+        });
+        if let Err(reason) = announced {
+            pgrx::log!("pg_test: could not notify of peers: {reason}");
         }
     }
 
@@ -212,6 +272,7 @@ impl Worker {
 
     /// What the timer does: looks whether there still is a node, and repairs.
     fn tick(&mut self) {
+        detector::beat(self.database);
         self.refresh_peers();
         let retried =
             transaction(|spi| Database::open(spi, Standpoint::BeforeCommit)?.retry_waiting());
@@ -247,12 +308,7 @@ impl Worker {
             if named.is_empty() {
                 return Ok(None);
             }
-            spi.write(
-                c"SELECT coord.remove_peer(p.name)
-                    FROM coord.peer p JOIN coord.roster r ON r.name = p.name
-                   WHERE r.status = 'left'",
-                &[],
-            );
+            self.remove_left(spi);
             let is_confirmed = Database::open(spi, Standpoint::BeforeCommit)?.looks_at_life();
             Ok(Some((extension, peers::peers(spi, None)?, is_confirmed)))
         });
@@ -278,13 +334,40 @@ impl Worker {
         }
     }
 
+    fn remove_left(&self, spi: &Session) {
+        let left = spi.write(
+            c"SELECT p.name, coord.remove_peer(p.name)
+                FROM coord.peer p JOIN coord.roster r ON r.name = p.name
+               WHERE r.status = 'left'",
+            &[],
+        );
+        for name in (0..left.len()).filter_map(|row| left.get::<String>(row, 0)) {
+            let contact = self.contacts.get(&name);
+            let from = contact.map_or(Liveness::Unknown, |contact| contact.liveness);
+            announce(
+                spi,
+                &name,
+                from,
+                "left",
+                None,
+                "said that it leaves the mesh",
+            );
+        }
+    }
+
     fn is_needed(&self) -> bool {
         self.database.is_wanted() && !self.database.is_dismissed()
     }
 
     fn update_contacts(&mut self, peers: Vec<Peer>) {
         let names: HashSet<String> = peers.iter().map(|peer| peer.name.clone()).collect();
-        self.contacts.retain(|name, _| names.contains(name));
+        self.contacts.retain(|name, _| {
+            let is_peer = names.contains(name);
+            if !is_peer {
+                detector::forget(name);
+            }
+            is_peer
+        });
         for peer in peers {
             match self.contacts.get_mut(&peer.name) {
                 Some(contact) => contact.peer = peer,
@@ -299,6 +382,7 @@ impl Worker {
                             failures: 0,
                             last_failure: None,
                             asked: None,
+                            liveness: Liveness::Unknown,
                         },
                     );
                 }
@@ -317,7 +401,7 @@ impl Worker {
     /// Begins a round with every peer: something was changed here. A peer that fails is left to
     /// the timer.
     fn push(&mut self) {
-        for name in self.names(|contact| !contact.is_failing()) {
+        for name in self.names(|contact| !contact.is_failing() && !contact.is_dead()) {
             self.begin_round(&name);
         }
     }
@@ -396,18 +480,26 @@ impl Worker {
         self.push();
     }
 
-    /// Begins a round with up to `coord.gossip_fanout` peers chosen at random.
+    /// Begins a round with up to `coord.gossip_fanout` peers chosen at random, and beside them with one
+    /// that is dead: whoever is gone takes nobody's place, and is found when it is back.
     fn gossip(&mut self) {
-        let mut names = self.names(Contact::is_due);
         let fanout = guc::GOSSIP_FANOUT.get().unsigned_abs() as usize;
-        for place in 0..names.len().min(fanout) {
+        let living = self.names(|contact| contact.is_due() && !contact.is_dead());
+        let dead = self.names(|contact| contact.is_due() && contact.is_dead());
+        let mut chosen = self.choose(living, fanout);
+        chosen.extend(self.choose(dead, 1));
+        for name in chosen {
+            self.begin_round(&name);
+        }
+    }
+
+    fn choose(&mut self, mut names: Vec<String>, count: usize) -> Vec<String> {
+        for place in 0..names.len().min(count) {
             let other = place + self.below(names.len() - place);
             names.swap(place, other);
         }
-        names.truncate(fanout);
-        for name in names {
-            self.begin_round(&name);
-        }
+        names.truncate(count);
+        names
     }
 
     /// A number below `bound`, by xorshift (Marsaglia 2003): choosing peers needs no more.
@@ -443,7 +535,7 @@ impl Worker {
         let heard = &mut contact.heard;
         let composed = transaction(|spi| {
             let mut database = Database::open(spi, Standpoint::BeforeCommit)?;
-            round.compose(&mut database, heard)?.encode()
+            round.compose(&mut database, heard)
         });
         match composed {
             Ok(message) => {
@@ -474,7 +566,7 @@ impl Worker {
             Err(reason) => return self.round_failed(&name, &reason),
         };
         let taken = i64::try_from(outcome.taken.as_micros()).unwrap_or(i64::MAX);
-        statistics::heard(&name, answer.len(), outcome.sent_bytes, Some(taken));
+        statistics::heard(&name, answer.bytes.len(), answer.sent_bytes, Some(taken));
         let Some(contact) = self.contacts.get_mut(&name) else {
             return;
         };
@@ -484,7 +576,7 @@ impl Worker {
         report_activity(Some(&format!("gossip with {name}")));
         let heard = &mut contact.heard;
         let received = transaction(|spi| {
-            let reply = Message::decode(&answer)?;
+            let reply = Message::decode(&answer.bytes)?;
             let mut database = Database::open(spi, Standpoint::BeforeCommit)?;
             let next = round.receive(&mut database, heard, &reply)?;
             if round.received > 0 {
@@ -543,6 +635,22 @@ impl Worker {
         }
         self.resolve_life();
     }
+}
+
+/// Tells whoever listens that a node's standing has changed.
+fn announce(spi: &Session, node: &str, from: Liveness, to: &str, phi: Option<f64>, reason: &str) {
+    let payload = serde_json::json!({
+        "node": node, "state": to, "previous": from.name(), "phi": phi, "reason": reason,
+    });
+    spi.write(
+        c"SELECT pg_catalog.pg_notify('coord_node', $1)",
+        &[Value::Text(Some(&payload.to_string()))],
+    );
+}
+
+/// Often enough that a peer is judged soon after its phi has crossed the threshold.
+fn watch_interval() -> Duration {
+    (interval() / 4).min(LONGEST_UNAWARE)
 }
 
 fn interval() -> Duration {

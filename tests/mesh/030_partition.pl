@@ -35,8 +35,8 @@ foreach my $how ('cut', 'hold')
 	my $what = $how eq 'cut' ? 'cut off' : 'silent';
 	my $base = $mesh->sql('a', $satisfied);
 	$_->$how foreach values %link;
-	$mesh->wait_for('a', q{SELECT state FROM coord.peer_status WHERE peer = 'b'}, 'failing', "a sees that b is $what");
-	$mesh->wait_for('b', q{SELECT state FROM coord.peer_status WHERE peer = 'a'}, 'failing', "b sees that a is $what");
+	$mesh->wait_for('a', q{SELECT reachable FROM coord.peer_status WHERE peer = 'b'}, 'f', "a sees that b is $what");
+	$mesh->wait_for('b', q{SELECT reachable FROM coord.peer_status WHERE peer = 'a'}, 'f', "b sees that a is $what");
 
 	record($mesh->names);
 	$mesh->wait_for($_, $satisfied, $base + 3, "$_ has what all recorded, while a and b are $what") foreach $mesh->names;
@@ -47,7 +47,7 @@ foreach my $how ('cut', 'hold')
 	$_->heal foreach values %link;
 	record('b');
 	$mesh->converges("the mesh converges after a and b were $what");
-	$mesh->wait_for('a', q{SELECT state FROM coord.peer_status WHERE peer = 'b'}, 'reachable', 'b is reachable again');
+	$mesh->wait_for('a', q{SELECT reachable FROM coord.peer_status WHERE peer = 'b'}, 't', 'b is reachable again');
 }
 
 # ---- the relay is not there: nothing can pass, and nobody claims it did
@@ -56,7 +56,7 @@ $_->cut foreach values %link;
 $mesh->node('c')->stop;
 my $base = $mesh->sql('a', $satisfied);
 record('a', 'b');
-$mesh->wait_for('a', q{SELECT bool_and(state = 'failing') FROM coord.peer_status}, 't', 'a sees that it is alone');
+$mesh->wait_for('a', q{SELECT bool_and(NOT reachable) FROM coord.peer_status}, 't', 'a sees that it is alone');
 is($mesh->sql($_, $satisfied), $base + 1, "$_ alone has its own change only") foreach 'a', 'b';
 is($mesh->sql($_, 'SELECT bool_or(converged) FROM coord.convergence'), 'f', "$_ alone is converged with nobody") foreach 'a', 'b';
 cmp_ok($mesh->sql('a', q{SELECT lag_states FROM coord.peer_status WHERE peer = 'b'}), '==', 1, 'a shows what b lacks');

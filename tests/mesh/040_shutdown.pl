@@ -112,7 +112,7 @@ took(5, 'DROP DATABASE WITH (FORCE) takes a node with a busy worker away at once
 	sub { $left->safe_psql('postgres', 'DROP DATABASE other1 WITH (FORCE)') });
 $load->stop;
 $mesh->wait_for('a', sprintf($workers, 'other1'), '0', 'its worker is gone');
-$mesh->wait_for('a', q{SELECT state FROM coord.peer_status WHERE peer = 'o'}, 'failing', 'the other node of the server sees that it is gone');
+$mesh->wait_for('a', q{SELECT reachable FROM coord.peer_status WHERE peer = 'o'}, 'f', 'the other node of the server sees that it is gone');
 
 $mesh->wait_for('a', q{SELECT converged FROM coord.convergence WHERE peer = 'b'}, 't',
 	'those that stay converge, though the one that is gone left its last change half told', timeout => 10)

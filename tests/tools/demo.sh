@@ -104,6 +104,15 @@ holds() {
 	[[ $found == "$2" ]] || failed "$1 counts $2 satisfied checks (it has $found)"
 }
 
+# sees NODE PEER STATE: waits until the node thinks so of the peer.
+sees() {
+	local start=${EPOCHREALTIME/./}
+	while [[ $(sql "$1" "SELECT state FROM coord.peer_status WHERE peer = '$2'") != "$3" ]]; do
+		if ((${EPOCHREALTIME/./} - start > 20000000)); then failed "$1 calls $2 $3 within 20 s"; fi
+		sleep 0.02
+	done
+}
+
 kill_node() {
 	local pid
 	pid=$(head -n 1 "$work/$1/data/postmaster.pid")
@@ -183,11 +192,14 @@ echo "a base backup of c is taken"
 
 step "Node c is killed (SIGKILL); a and b go on"
 kill_node c
+killed=${EPOCHREALTIME/./}
 record_at_once 40 a b
 agree a b
 show a b
 for name in a b; do holds "$name" 200; done
-sql a "SELECT format('a says of its peer %s: %s (%s)', peer, state, last_error) FROM coord.peer_status WHERE state <> 'reachable'"
+for name in a b; do sees "$name" c dead; done
+echo "c is dead to a and b, $(((${EPOCHREALTIME/./} - killed) / 1000)) ms after it was killed"
+sql a "SELECT format('a says of its peer %s: %s; %s', peer, reason, last_error) FROM coord.peer_status WHERE state = 'dead'"
 
 step "Node c comes back"
 restart_node c

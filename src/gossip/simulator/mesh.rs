@@ -9,7 +9,7 @@ use super::node::{
 use crate::clock::vclock;
 use crate::crdt::constraint_state as state;
 use crate::crdt::digest::Digest;
-use crate::gossip::protocol::{Commitment, Heard, Holding, Message, Next, Round, respond};
+use crate::gossip::protocol::{Commitment, Heard, Holding, Message, Next, Round, VERSION, respond};
 use crate::node::incarnation::Testimony;
 
 /// `SplitMix64` (Steele, Lea, Flood 2014): small, and the same on every machine.
@@ -367,7 +367,7 @@ impl Mesh {
     }
 
     fn encode(&mut self, message: &Message) -> Vec<u8> {
-        let bytes = message.encode().expect("an encodable message");
+        let bytes = message.encode(VERSION).expect("an encodable message");
         self.traffic.bytes += bytes.len() as u64;
         bytes
     }

@@ -15,6 +15,7 @@ use crate::gossip::protocol::{
     Absorbed, Batch, Claim, Feed, Heard, Holding, Position, Replica, Row, Start, Window, continues,
 };
 use crate::gossip::snapshot::Snapshot;
+use crate::node::detector::Heartbeats;
 use crate::node::identity::{self, Hello};
 use crate::node::incarnation::{self, Admission, Known, Life, Past, Resolution, Testimony};
 
@@ -972,6 +973,14 @@ impl Replica for Session<'_> {
         cursor.resync = true;
         cursor.position = None;
         self.put_cursor(peer, cursor).map(|_| ())
+    }
+
+    fn heartbeats(&mut self) -> Result<Heartbeats> {
+        Ok(Heartbeats::default())
+    }
+
+    fn hear(&mut self, _peer: &str, _heartbeats: &Heartbeats) -> Result<()> {
+        Ok(())
     }
 
     fn part(&mut self, _peer: &str) -> Result<()> {

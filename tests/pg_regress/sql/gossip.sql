@@ -26,7 +26,7 @@ SELECT clock_timestamp() AS start \gset
 CALL pg_temp.fails($$ SELECT * FROM gossip_round('b') $$);
 SELECT clock_timestamp() - :'start' < interval '4 s' AS at_once;
 -- The views show it.
-SELECT peer, state, last_contact, round_trip, rounds, full_syncs, rows_in, rows_out, bytes_in, bytes_out, frontier, lag, lag_states,
+SELECT peer, state <> 'alive' AS state, reachable, last_contact, round_trip, rounds, full_syncs, rows_in, rows_out, bytes_in, bytes_out, frontier, lag, lag_states,
        refused, failures > 0 AS failures, last_failure <= clock_timestamp() AS failed, last_error
   FROM peer_status;
 SELECT * FROM convergence;
@@ -97,7 +97,15 @@ SELECT gossip_exchange(NULL) IS NULL AS nothing;
 \set VERBOSITY default
 SELECT gossip_exchange('');
 \echo :SQLSTATE
+SELECT gossip_exchange('\x03');
+\echo :SQLSTATE
 SELECT gossip_exchange('\x02');
+\echo :SQLSTATE
+SELECT gossip_exchange(set_byte(pg_temp.message('b'), 0, 2));
+\echo :SQLSTATE
+SELECT gossip_exchange(set_byte(pg_temp.message('b'), 0, 2) || pg_temp.varint(3600001) || pg_temp.item('{}'::vclock::bytea));
+\echo :SQLSTATE
+SELECT gossip_exchange(set_byte(pg_temp.message('b'), 0, 2) || pg_temp.varint(1000) || pg_temp.item('\x00'::bytea));
 \echo :SQLSTATE
 SELECT gossip_exchange('\x01');
 \echo :SQLSTATE
@@ -148,6 +156,9 @@ SELECT substr(:'answer'::bytea, 1, 1) = '\x01' AS version,
        position(pg_temp.item('regress') || decode(replace(:'own_uuid', '-', ''), 'hex') IN :'answer'::bytea) AS hello,
        position(pg_temp.item('mine') || pg_temp.item(value::bytea) IN :'answer'::bytea) > 0 AS row FROM state;
 SELECT name, uuid, incarnation, status FROM node WHERE name <> 'regress';
+-- Who speaks the version before is answered in it; the present one adds who is alive.
+SELECT substr(gossip_exchange(set_byte(pg_temp.message('b'), 0, 2) || pg_temp.varint(1000) || pg_temp.item('{"b":5}'::vclock::bytea)), 1, 1)
+       = '\x02' AS version;
 -- Who holds everything is given nothing.
 SELECT pg_temp.item(frontier) || pg_temp.item(ceiling) || digest AS claim, ceiling AS ceiling FROM gossip_claim() \gset
 SELECT gossip_exchange(pg_temp.message('b', claim => '\x01'::bytea || :'claim')) AS answer \gset

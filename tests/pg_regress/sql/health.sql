@@ -32,16 +32,18 @@ SELECT ok, reason, detail->>'node' AS node, detail->'confirmed' AS confirmed, de
 
 -- A peer that refuses connections, and then a life that nobody can confirm: the worse comes first.
 SELECT add_peer('silent', 'host=127.0.0.1 port=1');
-CALL pg_temp.wait_for($$ state = 'failing' FROM coord.peer_status $$);
-SELECT ok, reason FROM health();
+CALL pg_temp.wait_for($$ NOT reachable FROM coord.peer_status $$);
+CALL pg_temp.wait_for($$ state = 'dead' FROM coord.peer_status $$);
+SELECT ok, regexp_replace(reason, '[0-9.]+ s', 'N s') AS reason FROM health();
 SELECT detail->'peers'->'silent'->>'state' AS state, detail->'peers'->'silent'->'converged' AS converged FROM health();
+SELECT phi >= 12 AS phi, reason ~ '^never heard, listening for [0-9.]+ s$' AS reason, reachable FROM peer_status;
 SELECT life_doubt();
 CALL pg_temp.wait_for('life_is_provisional()');
-SELECT ok, reason FROM health();
+SELECT ok, regexp_replace(reason, '[0-9.]+ s;', 'N s;') AS reason FROM health();
 SELECT rank, peer FROM problem ORDER BY rank;
 -- Everything that is counted has a name, and a peer's has the peer.
 SELECT name, labels FROM metrics ORDER BY name COLLATE "C", labels;
-SELECT name, value FROM metrics WHERE name IN ('coord_healthy', 'coord_peer_reachable', 'coord_peer_converged') ORDER BY name COLLATE "C";
+SELECT name, value FROM metrics WHERE name IN ('coord_healthy', 'coord_peer_alive', 'coord_peer_reachable', 'coord_peer_converged') ORDER BY name COLLATE "C";
 
 -- Monitoring tools log in as members of pg_monitor.
 SELECT pg_has_role('pg_monitor', 'coord_monitor', 'MEMBER') AS member;

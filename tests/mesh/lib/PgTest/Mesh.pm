@@ -300,6 +300,47 @@ sub kill9
 	return;
 }
 
+=head2 suspend($name), resume($name)
+
+Stops every process of the node with SIGSTOP, as a machine does that is paused; lets them go on.
+
+=cut
+
+sub suspend
+{
+	my ($self, $name) = @_;
+	# The postmaster first, so that no new process escapes.
+	kill 'STOP', $_ foreach $self->_processes($name);
+	return;
+}
+
+sub resume
+{
+	my ($self, $name) = @_;
+	kill 'CONT', $_ foreach reverse $self->_processes($name);
+	return;
+}
+
+sub _processes
+{
+	my ($self, $name) = @_;
+	my $postmaster = $self->node($name)->{_pid} // die "node $name is not running";
+	my @children = grep { /^\d+$/ } split /\s+/, `ps -o pid= --ppid $postmaster`;
+	return ($postmaster, @children);
+}
+
+=head2 logged($name, $pattern)
+
+How many lines of the server's log match.
+
+=cut
+
+sub logged
+{
+	my ($self, $name, $pattern) = @_;
+	return scalar grep { /$pattern/ } split /^/, PostgreSQL::Test::Utils::slurp_file($self->node($name)->logfile);
+}
+
 =head2 restart_after_kill($name)
 
 Starts the node again. For up to 2 s that fails: the killed postmaster still has its process id until
@@ -364,7 +405,7 @@ END
 			diag("---- end of the log of node $name\n" . $mesh->log_tail($name)) if $failed;
 			# A test that stopped a postmaster with SIGSTOP and then failed: only a running one can stop.
 			my $pid = $mesh->node($name)->{_pid};
-			kill 'CONT', $pid if defined $pid;
+			$mesh->resume($name) if defined $pid;
 		}
 	}
 	$? = $exit_code;
