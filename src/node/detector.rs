@@ -140,15 +140,15 @@ impl Pulse {
         (self.interval as f64 * PAUSE_PART).max(MIN_PAUSE)
     }
 
-    /// A count of the peer's beats was heard, from itself or through another. An interval in which
-    /// the peer was suspected is an outage and tells nothing of its rhythm.
+    /// A count of the peer's beats was heard, from itself or through another. An interval long enough
+    /// to suspect the peer is an outage and tells nothing of its rhythm.
     pub fn hear_count(&mut self, now: i64, count: u64, threshold: f64) {
         if count <= self.count {
             return;
         }
-        let is_rhythm = self.count > 0 && self.phi(now, SelfDoubt::NONE) < threshold;
-        if is_rhythm {
-            let deviation = (now - self.last_beat) as f64 - self.mean;
+        let interval = (now - self.last_beat) as f64;
+        if self.count > 0 && self.phi_of(interval) < threshold {
+            let deviation = interval - self.mean;
             self.mean += WEIGHT * deviation;
             self.variance = (1.0 - WEIGHT) * (self.variance + WEIGHT * deviation * deviation);
         }
@@ -180,10 +180,12 @@ impl Pulse {
 
     /// How unlikely it is that a peer that is alive stays silent for so long: 1 stands for one in ten,
     /// 2 for one in a hundred, and so on.
-    ///
-    /// The tail of the normal distribution is taken from its logistic approximation (Bowling et al. 2009).
     pub fn phi(&self, now: i64, doubt: SelfDoubt) -> f64 {
-        let silence = self.silence(now) as f64 / doubt.factor();
+        self.phi_of(self.silence(now) as f64 / doubt.factor())
+    }
+
+    /// The tail of the normal distribution is taken from its logistic approximation (Bowling et al. 2009).
+    fn phi_of(&self, silence: f64) -> f64 {
         let deviation = self.variance.sqrt().max(self.least_deviation());
         let y = (silence - self.mean - self.pause()) / deviation;
         let exponent = y * (1.5976 + 0.070_566 * y * y);
@@ -332,6 +334,10 @@ mod tests {
         let (mut pulse, last) = regular(SECOND);
         let before = (pulse.mean, pulse.variance);
         pulse.hear_count(last + 3_600 * SECOND, 101, THRESHOLD);
+        assert_eq!((pulse.mean, pulse.variance), before);
+        // A node that starts again speaks before it counts on from where it was.
+        pulse.hear_message(last + 7_200 * SECOND, 1_000, SECOND);
+        pulse.hear_count(last + 7_200 * SECOND, 102, THRESHOLD);
         assert_eq!((pulse.mean, pulse.variance), before);
     }
 

@@ -5,6 +5,7 @@
 #   tests/tools/test.sh                                    everything
 #   STAGES="rules sql" tests/tools/test.sh                 these stages
 #   STAGES=sql TESTS="clock crdt" tests/tools/test.sh      these files of sql, concurrency, mesh
+#   STAGES=soak tests/tools/test.sh                        the long mesh tests, which are not in everything
 #
 # A failing stage does not keep the next ones from running.
 set -euo pipefail
@@ -14,8 +15,8 @@ cd "$root"
 
 readonly extension=pg_test
 readonly all_stages="fmt clippy rules sql concurrency mesh"
-# A mesh test has deadlines of its own; this one stops a test that forgot.
-readonly mesh_limit=900
+# Such a test has deadlines of its own; this one, in seconds, stops a test that forgot.
+readonly mesh_limit=900 soak_limit=7200
 
 passed=0
 failed=0
@@ -114,23 +115,24 @@ stage_regress() {
 	count "$stage" "$good" "$bad"
 }
 
-# ---- mesh: several real servers
+# ---- mesh and soak: several real servers
 
-stage_mesh() {
-	local list name log status good=0 bad=0 not_ok
-	mapfile -t list < <(names "$work/tests/mesh" .pl)
+# stage_tap STAGE LIMIT: the folder is named as the stage; the limit is in seconds a file.
+stage_tap() {
+	local stage=$1 limit=$2 list name log status good=0 bad=0 not_ok
+	mapfile -t list < <(names "$work/tests/$stage" .pl)
 	if ((${#list[@]} == 0)); then
-		echo "-- mesh: no tests"
+		echo "-- $stage: no tests"
 		return
 	fi
-	as_server mkdir -p "$work/mesh/tmp_check/log"
+	as_server mkdir -p "$work/$stage/tmp_check/log"
 	for name in "${list[@]}"; do
-		log=$work/mesh-$name.log
+		log=$work/$stage-$name.log
 		status=0
 		# PostgreSQL 15 knows TESTDIR, later ones TESTDATADIR and TESTLOGDIR.
 		as_server env PG_REGRESS="$pg_tests/regress/pg_regress" PERL5LIB="$pg_tests/perl:$work/tests/mesh/lib" \
-			TESTDIR="$work/mesh" TESTDATADIR="$work/mesh/tmp_check" TESTLOGDIR="$work/mesh/tmp_check/log" \
-			timeout --kill-after=30 "$mesh_limit" prove --verbose "$work/tests/mesh/$name.pl" 2>&1 |
+			TESTDIR="$work/$stage" TESTDATADIR="$work/$stage/tmp_check" TESTLOGDIR="$work/$stage/tmp_check/log" \
+			timeout --kill-after=30 "$limit" prove --verbose "$work/tests/$stage/$name.pl" 2>&1 |
 			tee "$log" || status=$?
 		stop_all_servers
 		# Subtests are indented; each counts as the one test that it is to the file.
@@ -139,19 +141,19 @@ stage_mesh() {
 		# A file also fails by dying, by the time limit, or by running other tests than planned.
 		if ((status != 0 && not_ok == 0)); then not_ok=1; fi
 		bad=$((bad + not_ok))
-		if ((status == 124 || status == 137)); then note "mesh: $name.pl was stopped after $mesh_limit s"; fi
+		if ((status == 124 || status == 137)); then note "$stage: $name.pl was stopped after $limit s"; fi
 		if ((not_ok > 0)); then
 			# Here Cluster.pm collects what a test prints, also why it died. The servers' logs, which
 			# the test closes with, are on the screen already.
-			echo "-- mesh: what $name.pl did at the end"
-			sed '/---- end of the log of node/,$d' "$work/mesh/tmp_check/log/regress_log_$name" | tail -n 40 || true
+			echo "-- $stage: what $name.pl did at the end"
+			sed '/---- end of the log of node/,$d' "$work/$stage/tmp_check/log/regress_log_$name" | tail -n 40 || true
 		fi
 	done
 	if ((good + bad == 0)); then
-		note "mesh: there are tests, and none ran"
+		note "$stage: there are tests, and none ran"
 		bad=1
 	fi
-	count mesh "$good" "$bad"
+	count "$stage" "$good" "$bad"
 }
 
 # ---- all
@@ -165,8 +167,9 @@ run_stage() {
 	rules) stage_rules ;;
 	sql) stage_regress sql regress/pg_regress pg_regress sql .sql ;;
 	concurrency) stage_regress concurrency isolation/pg_isolation_regress isolation specs .spec ;;
-	mesh) stage_mesh ;;
-	*) die "no stage $1; there are: $all_stages" ;;
+	mesh) stage_tap mesh "$mesh_limit" ;;
+	soak) stage_tap soak "$soak_limit" ;;
+	*) die "no stage $1; there are: $all_stages, and soak" ;;
 	esac
 }
 
