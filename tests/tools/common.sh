@@ -27,6 +27,16 @@ die() {
 	exit 1
 }
 
+as_root() {
+	if [[ $EUID -eq 0 ]]; then
+		"$@"
+	elif command -v sudo >/dev/null; then
+		sudo "$@"
+	else
+		die "this needs root or sudo: $*"
+	fi
+}
+
 # Prints the major version of a pg_config: 15, ..., 18.
 major_of() {
 	"$1" --version | sed -E 's/^PostgreSQL ([0-9]+).*/\1/'

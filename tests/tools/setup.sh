@@ -13,16 +13,6 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 cd "$root"
 
-as_root() {
-	if [[ $EUID -eq 0 ]]; then
-		"$@"
-	elif command -v sudo >/dev/null; then
-		sudo "$@"
-	else
-		die "this needs root or sudo: $*"
-	fi
-}
-
 # ---- packages
 
 is_debian() { command -v apt-get >/dev/null && command -v dpkg-query >/dev/null; }

@@ -117,21 +117,34 @@ stage_regress() {
 
 # ---- mesh and soak: several real servers
 
+# Prints a folder on a file system that is easily full; nothing where none can be mounted.
+small_disk() {
+	local dir=$work/small
+	mkdir "$dir"
+	if as_root mount -t tmpfs -o size=96m,mode=777 tmpfs "$dir" 2>/dev/null; then
+		echo "$dir"
+	else
+		rmdir "$dir"
+	fi
+}
+
 # stage_tap STAGE LIMIT: the folder is named as the stage; the limit is in seconds a file.
 stage_tap() {
-	local stage=$1 limit=$2 list name log status good=0 bad=0 not_ok
+	local stage=$1 limit=$2 disk list name log status good=0 bad=0 not_ok
 	mapfile -t list < <(names "$work/tests/$stage" .pl)
 	if ((${#list[@]} == 0)); then
 		echo "-- $stage: no tests"
 		return
 	fi
 	as_server mkdir -p "$work/$stage/tmp_check/log"
+	disk=$(small_disk)
 	for name in "${list[@]}"; do
 		log=$work/$stage-$name.log
 		status=0
 		# PostgreSQL 15 knows TESTDIR, later ones TESTDATADIR and TESTLOGDIR.
 		as_server env PG_REGRESS="$pg_tests/regress/pg_regress" PERL5LIB="$pg_tests/perl:$work/tests/mesh/lib" \
 			TESTDIR="$work/$stage" TESTDATADIR="$work/$stage/tmp_check" TESTLOGDIR="$work/$stage/tmp_check/log" \
+			SMALL_DISK="$disk" \
 			timeout --kill-after=30 "$limit" prove --verbose "$work/tests/$stage/$name.pl" 2>&1 |
 			tee "$log" || status=$?
 		stop_all_servers
@@ -149,6 +162,10 @@ stage_tap() {
 			sed '/---- end of the log of node/,$d' "$work/$stage/tmp_check/log/regress_log_$name" | tail -n 40 || true
 		fi
 	done
+	if [[ -n $disk ]]; then
+		as_root umount "$disk"
+		rmdir "$disk"
+	fi
 	if ((good + bad == 0)); then
 		note "$stage: there are tests, and none ran"
 		bad=1

@@ -9,6 +9,8 @@ PgTest::Link - a network path to one server that can be cut
   $mesh->sql('a', sprintf q{SELECT coord.add_peer('b', '%s')}, $mesh->conninfo('b', port => $link->port));
   $link->cut;     # connections break, new ones are closed at once
   $link->hold;    # connections are accepted, nothing is passed on any more
+  $link->mute;    # what is asked passes, no answer does
+  $link->slow;    # everything passes, each piece a third of a second late
   $link->heal;    # as at first; what was open before is closed
   $link->count;   # connections open now
   $link->accepted; # connections ever taken
@@ -31,6 +33,7 @@ use IO::Select;
 use IO::Socket::INET;
 use POSIX ();
 use Socket qw(AF_UNIX SOCK_STREAM PF_UNSPEC);
+use Time::HiRes qw(sleep);
 
 sub new
 {
@@ -71,6 +74,8 @@ sub black_hole
 sub port { return $_[0]->{port}; }
 sub cut { return $_[0]->_command('cut'); }
 sub hold { return $_[0]->_command('hold'); }
+sub mute { return $_[0]->_command('mute'); }
+sub slow { return $_[0]->_command('slow'); }
 sub heal { return $_[0]->_command('heal'); }
 sub count { return $_[0]->_command('count'); }
 sub accepted { return $_[0]->_command('accepted'); }
@@ -128,7 +133,7 @@ sub _serve
 				if (!$figures{$command})
 				{
 					$mode = $command;
-					$drop->(values %socket) unless $mode eq 'hold';
+					$drop->(values %socket) if $mode eq 'cut' || $mode eq 'heal';
 				}
 				my $answer = $figures{$command} ? $figures{$command}->() : $mode;
 				syswrite $control, "$answer\n";
@@ -141,7 +146,7 @@ sub _serve
 				$accepted++;
 				if ($mode eq 'cut') { close $near; next; }
 				my $far;
-				if ($mode eq 'heal')
+				if ($mode ne 'hold')
 				{
 					$far = IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $target);
 					if (!$far) { close $near; next; }
@@ -157,11 +162,12 @@ sub _serve
 			}
 			next unless defined fileno $ready && $other{ fileno $ready };
 			my $end = $other{ fileno $ready }{end};
-			if ($mode eq 'hold')
+			if ($mode eq 'hold' || ($mode eq 'mute' && $other{ fileno $ready }{far}))
 			{
 				$select->remove($ready);
 				next;
 			}
+			sleep 0.33 if $mode eq 'slow';
 			my $length = sysread $ready, my $bytes, 65536;
 			if (!$length || !_write_all($end, $bytes)) { $drop->($ready, $end); }
 		}

@@ -75,25 +75,37 @@ sub new
 	return $self;
 }
 
-=head2 add($name, $conf)
+=head2 add($name, conf => '...', folder => '...')
 
 Creates and starts one more node: a server with the extension in database postgres and a node name,
-and no peers yet. Returns its PostgreSQL::Test::Cluster.
+and no peers yet. With a folder its data lies there, in small segments of transaction log. Returns its
+PostgreSQL::Test::Cluster.
 
 =cut
 
 sub add
 {
-	my ($self, $name, $conf) = @_;
+	my ($self, $name, %params) = @_;
 	my $node = PostgreSQL::Test::Cluster->new($name);
-	$node->init(allows_streaming => 'logical', extra => [ '--no-locale', '-E', 'UTF8' ]);
-	$node->append_conf('postgresql.conf', join("\n", $settings, $self->{conf}, $conf // ''));
+	my @segments = $params{folder} ? ('--wal-segsize=1') : ();
+	$node->init(allows_streaming => 'logical', extra => [ '--no-locale', '-E', 'UTF8', @segments ]);
+	$node->append_conf('postgresql.conf', join("\n", $settings, $self->{conf}, $params{conf} // ''));
+	_move($node->data_dir, "$params{folder}/$name") if $params{folder};
 	$self->{nodes}{$name} = $node;
 	push @{ $self->{names} }, $name;
 	$node->start;
 	$node->safe_psql('postgres', 'CREATE EXTENSION pg_test');
 	$node->safe_psql('postgres', "SELECT coord.node_init('$name')");
 	return $node;
+}
+
+sub _move
+{
+	my ($from, $to) = @_;
+	PostgreSQL::Test::Utils::system_or_bail('cp', '-a', $from, $to);
+	PostgreSQL::Test::Utils::system_or_bail('rm', '-r', $from);
+	symlink $to, $from or die "symlink: $!";
+	return;
 }
 
 =head2 node($name), names()
