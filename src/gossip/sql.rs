@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use pgrx::pg_sys::panic::{ErrorReport, ErrorReportable};
@@ -61,8 +62,7 @@ fn call(transport: &mut Transport, peer: &Peer, message: Vec<u8>) -> error::Resu
     let sent = message.len();
     let request = Request {
         peer: peer.name.clone(),
-        options: peer.options.clone(),
-        config: peer.config.clone(),
+        access: Arc::clone(&peer.access),
         message,
         timeout: Duration::from_millis(guc::PEER_TIMEOUT.get().unsigned_abs().into()),
     };

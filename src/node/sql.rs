@@ -378,8 +378,11 @@ fn peer_options_check(options: Vec<String>, catalog: pg_sys::Oid) -> SqlResult<(
         if !known.contains(&name) {
             return Err(error::peer_option_unknown(name, known).into());
         }
+        if peer::SECRET_FILES.contains(&name) {
+            require_superuser(&format!("set the option \"{name}\" of a peer"))?;
+        }
         pairs.push((name.to_owned(), value.to_owned()));
     }
-    peer::config(&pairs)?;
+    peer::access(&pairs)?;
     Ok(())
 }
