@@ -222,6 +222,10 @@ foreach my $mode ('verify-full', 'verify-ca', 'require', 'prefer')
 	reach(@with_password, sslmode => $mode, sslrootcert => path('ca.crt'));
 	is_refused('unknown issuer', "$mode with a root certificate refuses a certificate of another authority");
 }
+serve('b', 'other-ca');
+reach(@with_password, sslmode => 'verify-ca', sslrootcert => path('other-ca.crt'));
+is_refused('server certificate refused: CaUsedAsEndEntity', 'an authority is no server');
+serve('b', 'foreign');
 write_file('trusted.crt', PostgreSQL::Test::Utils::slurp_file(path('ca.crt')));
 reach(@with_password, sslmode => 'verify-full', sslrootcert => path('trusted.crt'));
 is_refused('unknown issuer', 'an authority that is not trusted is refused');
@@ -286,6 +290,16 @@ is_reached('until it has');
 
 quietly('b', sprintf q{SELECT coord.add_peer('a', '%s')}, $mesh->conninfo('a', @check_all, @with_certificate));
 $mesh->sql('a', q{SELECT coord.remove_peer('b')});
+# By default the statement that fails is logged with the error.
+my (undef, undef, $refusal) = $mesh->node('a')->psql('postgres', "SET log_statement = none;
+	SELECT coord.add_peer('x', 'host=x password=$password sslmode=verify-full');
+	SHOW log_min_error_statement", stdout => \my $setting, on_error_stop => 0);
+push @shown, $refusal;
+like($refusal, qr/The sslmode verify-full needs the option "sslrootcert"/, 'a connection string that is refused');
+is($setting, 'error', 'has changed no setting of the session');
+is(quietly('a', "SELECT coord.add_peer('x', 'host=127.0.0.1 port=1 password=$password'); SHOW log_min_error_statement"), "\nerror",
+	'nor has one that is taken');
+$mesh->sql('a', q{SELECT coord.remove_peer('x')});
 # Not quietly: nothing in these is secret.
 $mesh->add_peer('a', 'b', @check_all, @with_passfile);
 $mesh->converges('the nodes converge, one with a certificate and one with a password file');
