@@ -141,7 +141,7 @@ CREATE FUNCTION add_peer(name text, conninfo text) RETURNS void
   LANGUAGE c VOLATILE STRICT
   SET search_path = pg_catalog, coord, pg_temp
   AS 'MODULE_PATHNAME', 'add_peer_wrapper';
-COMMENT ON FUNCTION add_peer(text, text) IS 'adds a peer and makes it a voter; conninfo with host, port, dbname, user, password, sslmode';
+COMMENT ON FUNCTION add_peer(text, text) IS 'adds a peer and makes it a voter; conninfo with host, port, dbname, user, password, passfile, sslmode, sslrootcert, sslcert, sslkey';
 
 CREATE FUNCTION remove_peer(name text) RETURNS void
   LANGUAGE c VOLATILE STRICT

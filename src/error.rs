@@ -223,6 +223,32 @@ pub fn peer_option_unknown(name: &str, known: &[&str]) -> Error {
     )
 }
 
+/// A connection string, or an option of a peer, that cannot be used.
+pub fn peer_conninfo_invalid(detail: impl Into<String>) -> Error {
+    bad_argument("invalid connection string for a peer", detail)
+}
+
+/// A keyword that libpq may know and a peer has no use for.
+pub fn peer_keyword_unusable(detail: impl Into<String>, known: &[&str]) -> Error {
+    peer_conninfo_invalid(detail).hint(format!("Options here are: {}.", known.join(", ")))
+}
+
+/// A file named by its place relative to a folder that nobody knows.
+pub fn peer_file_relative(option: &str) -> Error {
+    peer_conninfo_invalid(format!(
+        "The option \"{option}\" is not the absolute path of a file."
+    ))
+    .hint("The file is read by this server, on its own machine.")
+}
+
+/// A certificate to be checked, and nothing to check it against.
+pub fn peer_root_certificate_missing(mode: &str) -> Error {
+    peer_conninfo_invalid(format!(
+        "The sslmode {mode} needs the option \"sslrootcert\"."
+    ))
+    .hint("Name the file with the certificates of the authorities to trust: sslrootcert=/….")
+}
+
 /// A gossip message of another version.
 pub fn protocol_unknown(found: u8, oldest: u8, newest: u8) -> Error {
     malformed_binary(

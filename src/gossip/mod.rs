@@ -1,13 +1,15 @@
 //! Gossip: how nodes come to hold the same states.
 //!
 //! `snapshot` and `protocol` are rules without a server; `replica` runs them on the database,
-//! `transport` carries messages, `worker` and `launcher` do it in the background.
+//! `transport` carries messages (`tls`, `credentials` and `passfile` are its keys), `worker` and `launcher` do it in the background.
 
 mod background;
 pub(crate) mod control;
+mod credentials;
 mod detector;
 pub(crate) mod drop_database;
 pub(crate) mod launcher;
+mod passfile;
 mod peers;
 pub mod protocol;
 mod replica;

@@ -2,18 +2,15 @@
 
 use std::sync::Arc;
 
-use tokio_postgres::Config;
-
 use crate::error::{Error, Result};
-use crate::node::peer;
+use crate::node::peer::{self, Access};
 use crate::spi::{Rows, Session, Value};
 
 /// How a peer is reached.
 #[derive(Clone)]
 pub struct Peer {
     pub name: String,
-    pub options: Arc<Vec<(String, String)>>,
-    pub config: Config,
+    pub access: Arc<Access>,
 }
 
 fn option_pairs(rows: &Rows, row: usize, column: i32) -> Vec<(String, String)> {
@@ -43,8 +40,7 @@ pub fn peers(spi: &Session, name: Option<&str>) -> Result<Vec<Peer>> {
             options.extend(option_pairs(&rows, row, 2));
             Ok::<_, Error>(Peer {
                 name: rows.get(row, 0).unwrap_or_default(),
-                config: peer::config(&options)?,
-                options: Arc::new(options),
+                access: Arc::new(peer::access(&options)?),
             })
         })
         .collect()

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use pgrx::pg_sys::panic::{ErrorReport, ErrorReportable};
@@ -62,8 +63,7 @@ fn gossip_exchange(message: &[u8]) -> SqlResult<Vec<u8>> {
 fn call(transport: &mut Transport, peer: &Peer, message: Message) -> error::Result<Vec<u8>> {
     let request = Request {
         peer: peer.name.clone(),
-        options: peer.options.clone(),
-        config: peer.config.clone(),
+        access: Arc::clone(&peer.access),
         message,
         timeout: Duration::from_millis(guc::PEER_TIMEOUT.get().unsigned_abs().into()),
     };

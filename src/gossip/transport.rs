@@ -14,14 +14,19 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio_postgres::config::SslMode as ClientSslMode;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Config, Statement};
 
+use super::credentials::Credentials;
 use super::protocol::{Message, OLDEST_VERSION, VERSION};
 use super::tls;
+use crate::node::peer::{Access, Endpoint, SslMode};
 
-/// A connection nobody used for this long is closed.
+/// A connection nobody used for this long is closed; by the far side, which may not be told, a little
+/// later.
 const IDLE: Duration = Duration::from_secs(60);
+const IDLE_SESSION: Duration = Duration::from_secs(90);
 
 /// How long the far side waits for a row that somebody holds. Two sessions that gossip with each
 /// other in transactions of their own can wait for each other, which neither server can see.
@@ -31,8 +36,7 @@ const LOCK_TIMEOUT: &str = "1s";
 pub struct Request {
     pub peer: String,
     /// How to reach it; a change of it makes a new connection.
-    pub options: Arc<Vec<(String, String)>>,
-    pub config: Config,
+    pub access: Arc<Access>,
     pub message: Message,
     pub timeout: Duration,
 }
@@ -177,7 +181,7 @@ async fn serve_peer(
 }
 
 struct Connection {
-    options: Arc<Vec<(String, String)>>,
+    access: Arc<Access>,
     client: Client,
     exchange: Statement,
     /// What the peer understands: a peer that refuses this node's version is asked in the one before.
@@ -189,11 +193,11 @@ async fn exchange(
     request: &Request,
 ) -> Result<Answer, String> {
     let is_usable = connection.as_ref().is_some_and(|connection| {
-        !connection.client.is_closed() && connection.options == request.options
+        !connection.client.is_closed() && connection.access == request.access
     });
     if !is_usable {
         *connection = None;
-        *connection = Some(connect(request).await.map_err(|error| describe(&error))?);
+        *connection = Some(connect(request).await?);
     }
     let Some(connection) = connection else {
         return Err("not connected".into());
@@ -227,8 +231,69 @@ fn is_refused_form(answer: &Result<Vec<u8>, tokio_postgres::Error>) -> bool {
     refusal == Some(&SqlState::INVALID_BINARY_REPRESENTATION)
 }
 
-async fn connect(request: &Request) -> Result<Connection, tokio_postgres::Error> {
-    let mut config = request.config.clone();
+async fn connect(request: &Request) -> Result<Connection, String> {
+    let access = Arc::clone(&request.access);
+    // A disk that hangs must not hold up the other peers.
+    let credentials = tokio::task::spawn_blocking(move || Credentials::read(&access))
+        .await
+        .map_err(|failure| failure.to_string())??;
+    let client = connect_somewhere(request, &credentials).await?;
+    let exchange = client
+        .prepare("SELECT coord.gossip_exchange($1)")
+        .await
+        .map_err(|error| describe(&error))?;
+    Ok(Connection {
+        access: Arc::clone(&request.access),
+        client,
+        exchange,
+        version: VERSION,
+    })
+}
+
+/// The first place that answers. Each is tried by itself, for the password file may have another
+/// password for each.
+async fn connect_somewhere(request: &Request, credentials: &Credentials) -> Result<Client, String> {
+    let access = &request.access;
+    let mut reasons = Vec::new();
+    for endpoint in &access.endpoints {
+        match connect_to(endpoint, request, credentials).await {
+            Ok(client) => return Ok(client),
+            Err(error) => {
+                let mut reason = describe(&error);
+                if credentials.lacks_password(access, endpoint) {
+                    reason.push_str(" (no line of the passfile fits)");
+                }
+                reasons.push((endpoint, reason));
+            }
+        }
+    }
+    Err(explain(reasons))
+}
+
+/// Which place failed why; with a single one it is clear which.
+fn explain(mut reasons: Vec<(&Endpoint, String)>) -> String {
+    match reasons.len() {
+        0 => "its server has no option host".into(),
+        1 => reasons.remove(0).1,
+        _ => {
+            let of_places: Vec<String> = reasons
+                .into_iter()
+                .map(|(Endpoint { host, port }, reason)| format!("{host} port {port}: {reason}"))
+                .collect();
+            of_places.join("; ")
+        }
+    }
+}
+
+async fn connect_to(
+    endpoint: &Endpoint,
+    request: &Request,
+    credentials: &Credentials,
+) -> Result<Client, tokio_postgres::Error> {
+    let mut config = client_config(endpoint, &request.access);
+    if let Some(password) = credentials.password(&request.access, endpoint) {
+        config.password(password);
+    }
     let timeout = request.timeout.as_millis();
     config
         .application_name("pg_test gossip")
@@ -237,18 +302,41 @@ async fn connect(request: &Request) -> Result<Connection, tokio_postgres::Error>
         .tcp_user_timeout(request.timeout)
         // The far side gives up when this side would not read the answer any more.
         .options(format!(
-            "-c statement_timeout={timeout} -c lock_timeout={LOCK_TIMEOUT} -c search_path=pg_catalog"
+            "-c statement_timeout={timeout} -c lock_timeout={LOCK_TIMEOUT} \
+             -c idle_session_timeout={} -c search_path=pg_catalog",
+            IDLE_SESSION.as_millis()
         ));
-    let (client, connection) = config.connect(tls::connector()).await?;
+    let (client, connection) = config.connect(credentials.connector.clone()).await?;
     // Ends by itself when the client is dropped or the peer goes away; the client then says so.
     tokio::spawn(connection);
-    let exchange = client.prepare("SELECT coord.gossip_exchange($1)").await?;
-    Ok(Connection {
-        options: Arc::clone(&request.options),
-        client,
-        exchange,
-        version: VERSION,
-    })
+    Ok(client)
+}
+
+/// Values are set one by one, so nothing in them can be taken for another option.
+fn client_config(endpoint: &Endpoint, access: &Access) -> Config {
+    let mut config = Config::new();
+    config
+        .host(&endpoint.host)
+        .port(endpoint.port)
+        .ssl_mode(ssl_mode(endpoint, access));
+    if let Some(database) = &access.database {
+        config.dbname(database);
+    }
+    if let Some(user) = &access.user {
+        config.user(user);
+    }
+    config
+}
+
+fn ssl_mode(endpoint: &Endpoint, access: &Access) -> ClientSslMode {
+    match access.tls.mode {
+        // As in libpq: what cannot be encrypted is not asked to be.
+        _ if endpoint.is_socket() => ClientSslMode::Disable,
+        SslMode::Disable => ClientSslMode::Disable,
+        SslMode::Prefer => ClientSslMode::Prefer,
+        // What else is verified is the connector's part.
+        SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull => ClientSslMode::Require,
+    }
 }
 
 /// What went wrong, in words for an administrator; the client library never names the password.
@@ -261,7 +349,8 @@ fn describe(error: &tokio_postgres::Error) -> String {
     let mut text = error.to_string();
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {
-        text = format!("{text}: {cause}");
+        let cause_text = tls::reason(cause).unwrap_or_else(|| cause.to_string());
+        text = format!("{text}: {cause_text}");
         source = cause.source();
     }
     text

@@ -4,6 +4,7 @@
 //! Every step of an exchange is a transaction of its own.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -542,8 +543,7 @@ impl Worker {
                 statistics::step_done();
                 let is_sent = self.transport.send(Request {
                     peer: name.to_owned(),
-                    options: contact.peer.options.clone(),
-                    config: contact.peer.config.clone(),
+                    access: Arc::clone(&contact.peer.access),
                     message,
                     timeout: Duration::from_millis(guc::PEER_TIMEOUT.get().unsigned_abs().into()),
                 });

@@ -209,8 +209,28 @@ fn require_superuser(what: &str) -> Result<(), Error> {
     }
 }
 
+/// PostgreSQL logs the text of a statement that fails, and here there can be a password in it. Holds
+/// until the function ends, as what its SET clause sets does.
+fn keep_statement_out_of_log() {
+    // SAFETY: constant strings; the function's SET clause has opened the level of settings that this
+    // one is undone with.
+    unsafe {
+        pg_sys::set_config_option(
+            c"log_min_error_statement".as_ptr(),
+            c"panic".as_ptr(),
+            pg_sys::GucContext::PGC_SUSET,
+            pg_sys::GucSource::PGC_S_SESSION,
+            pg_sys::GucAction::GUC_ACTION_SAVE,
+            true,
+            0,
+            false,
+        );
+    }
+}
+
 #[pg_extern(sql = false)]
 fn add_peer(name: &str, conninfo: &str) -> SqlResult<()> {
+    keep_statement_out_of_log();
     require_superuser("add a peer")?;
     identity::check_name(name)?;
     let (own_name, user, database) = spi::connect(|spi| {
@@ -378,8 +398,11 @@ fn peer_options_check(options: Vec<String>, catalog: pg_sys::Oid) -> SqlResult<(
         if !known.contains(&name) {
             return Err(error::peer_option_unknown(name, known).into());
         }
+        if peer::SECRET_FILES.contains(&name) {
+            require_superuser(&format!("set the option \"{name}\" of a peer"))?;
+        }
         pairs.push((name.to_owned(), value.to_owned()));
     }
-    peer::config(&pairs)?;
+    peer::access(&pairs)?;
     Ok(())
 }

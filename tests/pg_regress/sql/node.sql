@@ -112,6 +112,11 @@ SELECT config_epoch - :epoch AS epoch FROM local_node;
 BEGIN;
 SELECT add_peer('c', 'host=127.0.0.1');
 SELECT add_peer('d', 'postgresql://mesh:s%20p@127.0.0.1:1,127.0.0.2:2/app?sslmode=require');
+-- Files: what the peer must show is an option of the server, what we show one of the user mapping.
+SELECT add_peer('e', 'host=db-e sslmode=verify-full sslrootcert=/etc/mesh/ca.crt sslcert=/etc/mesh/me.crt sslkey=/etc/mesh/me.key');
+SELECT add_peer('f', 'postgresql://db-f:1,[::1]/app?sslmode=verify-ca&sslrootcert=%2Fetc%2Fmesh%2Fca.crt&passfile=/etc/mesh/passfile');
+-- An empty value is none, of a keyword given twice the last one counts.
+SELECT add_peer('g', 'host=db-f host = db-g password='''' sslrootcert='''' sslmode=require');
 SELECT s.srvname, s.srvoptions, m.umoptions
   FROM pg_foreign_server s JOIN pg_user_mapping m ON m.umserver = s.oid ORDER BY s.srvname;
 ROLLBACK;
@@ -130,7 +135,21 @@ CALL pg_temp.fails($$ SELECT add_peer('c', 'host=127.0.0.1 port=1 password=''sec
 CALL pg_temp.fails($$ SELECT add_peer('c', 'postgresql://mesh:secret@127.0.0.1:x/app') $$);
 CALL pg_temp.fails($$ SELECT add_peer('c', 'host=127.0.0.1 port=1 options=-cfoo=secret') $$);
 CALL pg_temp.fails($$ SELECT add_peer('c', 'hostaddr=127.0.0.1 port=1') $$);
+CALL pg_temp.fails($$ SELECT add_peer('c', 'host=127.0.0.1 password=my secret') $$);
+CALL pg_temp.fails($$ SELECT add_peer('c', 'host=127.0.0.1 password=my Secret=') $$);
+CALL pg_temp.fails($$ SELECT add_peer('c', 'postgresql://mesh:secret%@127.0.0.1/app') $$);
+CALL pg_temp.fails($$ SELECT add_peer('c', 'host=127.0.0.1,127.0.0.2,127.0.0.3 port=1,2') $$);
+CALL pg_temp.fails($$ SELECT add_peer('c', 'host=127.0.0.1,') $$);
+-- What checks the peer needs something to check against.
 CALL pg_temp.fails($$ SELECT add_peer('c', 'host=127.0.0.1 sslmode=verify-full') $$);
+CALL pg_temp.fails($$ SELECT add_peer('c', 'host=127.0.0.1 sslmode=verify-ca') $$);
+CALL pg_temp.fails($$ SELECT add_peer('c', 'host=127.0.0.1 sslmode=allow') $$);
+CALL pg_temp.fails($$ SELECT add_peer('c', 'host=127.0.0.1 sslmode=verify-full sslrootcert=system') $$);
+CALL pg_temp.fails($$ SELECT add_peer('c', 'host=127.0.0.1 sslmode=require sslrootcert=ca.crt') $$);
+CALL pg_temp.fails($$ SELECT add_peer('c', 'host=127.0.0.1 passfile=~/.pgpass') $$);
+CALL pg_temp.fails($$ SELECT add_peer('c', 'host=127.0.0.1 sslcert=/etc/mesh/me.crt') $$);
+CALL pg_temp.fails($$ SELECT add_peer('c', 'host=127.0.0.1 sslkey=/etc/mesh/me.key') $$);
+CALL pg_temp.fails($$ SELECT add_peer('c', 'host=127.0.0.1 sslcrl=/etc/mesh/ca.crl') $$);
 -- Nothing is left of any of them.
 SELECT count(*) FROM pg_foreign_server;
 SELECT config_epoch - :epoch AS epoch FROM local_node;
@@ -138,6 +157,15 @@ SELECT config_epoch - :epoch AS epoch FROM local_node;
 CALL pg_temp.fails($$ CREATE SERVER coord_c FOREIGN DATA WRAPPER coord_mesh OPTIONS (password 'secret') $$);
 CALL pg_temp.fails($$ ALTER SERVER coord_b OPTIONS (SET port 'x') $$);
 CALL pg_temp.fails($$ ALTER USER MAPPING FOR CURRENT_USER SERVER coord_b OPTIONS (ADD host 'x') $$);
+CALL pg_temp.fails($$ ALTER SERVER coord_b OPTIONS (SET sslmode 'verify-full') $$);
+CALL pg_temp.fails($$ ALTER SERVER coord_b OPTIONS (ADD sslkey '/etc/mesh/me.key') $$);
+CALL pg_temp.fails($$ ALTER USER MAPPING FOR CURRENT_USER SERVER coord_b OPTIONS (ADD sslkey '/etc/mesh/me.key') $$);
+CALL pg_temp.fails($$ ALTER USER MAPPING FOR CURRENT_USER SERVER coord_b OPTIONS (ADD passfile 'passfile') $$);
+BEGIN;
+ALTER SERVER coord_b OPTIONS (SET sslmode 'verify-full', ADD sslrootcert '/etc/mesh/ca.crt');
+ALTER USER MAPPING FOR CURRENT_USER SERVER coord_b OPTIONS (DROP password, ADD sslcert '/etc/mesh/me.crt', ADD sslkey '/etc/mesh/me.key');
+SELECT s.srvoptions, m.umoptions FROM pg_foreign_server s JOIN pg_user_mapping m ON m.umserver = s.oid WHERE s.srvname = 'coord_b';
+ROLLBACK;
 ALTER SERVER coord_b OPTIONS (SET port '2');
 SELECT srvoptions FROM pg_foreign_server WHERE srvname = 'coord_b';
 
@@ -182,6 +210,17 @@ CALL pg_temp.fails($$ SELECT * FROM coord.node $$);
 CALL pg_temp.fails($$ SELECT * FROM coord.member $$);
 CALL pg_temp.fails($$ CREATE SERVER mine FOREIGN DATA WRAPPER coord_mesh $$);
 RESET ROLE;
+-- Whoever is given a peer's server may say where it is, not which files of the server's user prove who we are.
+BEGIN;
+GRANT USAGE ON FOREIGN DATA WRAPPER coord_mesh TO regress_plain;
+ALTER SERVER coord_b OWNER TO regress_plain;
+GRANT USAGE ON SCHEMA coord TO regress_plain;
+SET ROLE regress_plain;
+ALTER SERVER coord_b OPTIONS (SET host 'db-b');
+CREATE USER MAPPING FOR CURRENT_USER SERVER coord_b OPTIONS (user 'mesh', password 'other');
+CALL pg_temp.fails($$ ALTER USER MAPPING FOR CURRENT_USER SERVER coord_b OPTIONS (ADD passfile '/etc/mesh/passfile') $$);
+CALL pg_temp.fails($$ ALTER USER MAPPING FOR CURRENT_USER SERVER coord_b OPTIONS (ADD sslcert '/etc/mesh/me.crt', ADD sslkey '/etc/mesh/me.key') $$);
+ROLLBACK;
 -- Also with the right to call it, adding a peer is for superusers.
 BEGIN;
 GRANT EXECUTE ON FUNCTION add_peer(text, text), remove_peer(text) TO regress_plain;
