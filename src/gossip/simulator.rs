@@ -357,3 +357,26 @@ fn a_round_within_a_transaction_that_has_written_tells_nothing_of_it() {
     settle(&mut mesh);
     mesh.check_end();
 }
+
+#[test]
+fn a_message_that_comes_late_does_not_hide_how_far_its_sender_was() {
+    let mut mesh = Mesh::new(2, 1);
+    record(&mut mesh, 0, "own", 1);
+    let copy = mesh.nodes[0].clone();
+    // Its sender waits no longer for it, and says more in a later one.
+    mesh.faults.delay = 100;
+    mesh.begin_exchange(0, 1);
+    mesh.give_up_one();
+    mesh.faults.delay = 0;
+    record(&mut mesh, 1, "learned", 1);
+    mesh.round(EVERYBODY);
+    mesh.round(EVERYBODY);
+    mesh.deliver_all();
+    // Nobody knows of a later change of its own. That it held more shows by its log alone.
+    mesh.restore(0, copy, false);
+    mesh.round(EVERYBODY);
+    assert_eq!(mesh.nodes[0].actor(), "n0#2");
+    record(&mut mesh, 0, "later", 1);
+    mesh.rounds_to_converge(EVERYBODY, 6);
+    mesh.check_end();
+}

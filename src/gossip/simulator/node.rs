@@ -549,6 +549,10 @@ impl Node {
                 place: hello.place.clone(),
             };
             self.met.insert(hello.name.clone(), met);
+            // Each life has a log of its own.
+            if let Some(cursor) = self.cursors.get_mut(&hello.name) {
+                cursor.log_position = 0;
+            }
         }
         self.last_met.insert(hello.name.clone(), self.machine.now);
     }
@@ -1056,7 +1060,7 @@ impl Replica for Session<'_> {
         let mut cursor = self.cursor(peer);
         if cursor.claim.as_ref() != Some(claim) {
             cursor.claim = Some(claim.clone());
-            cursor.log_position = log_position;
+            cursor.log_position = cursor.log_position.max(log_position);
         }
         self.put_cursor(peer, cursor).map(|_| ())
     }
