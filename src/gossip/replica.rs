@@ -291,6 +291,7 @@ impl<'s> Database<'s> {
         ] {
             self.spi.write(forgetting, &[Value::Text(Some(node))]);
         }
+        statistics::forget_log_position(node);
     }
 
     /// Once per life, place and event: a node that is refused comes again every second.
@@ -574,7 +575,9 @@ impl Replica for Database<'_> {
             place: required(&rows, 0, 2)?,
             silent_milliseconds: statistics::silent_milliseconds(name),
             ceiling: known(&holding.frontier)?.max(known(&holding.ceiling)?),
-            log_position: required::<i64>(&rows, 0, 3)?.cast_unsigned(),
+            log_position: required::<i64>(&rows, 0, 3)?
+                .cast_unsigned()
+                .max(statistics::log_position(name)),
         }))
     }
 
@@ -589,6 +592,7 @@ impl Replica for Database<'_> {
     }
 
     fn absorb(&mut self, peer: &str, batch: &Batch, log_position: u64) -> Result<Absorbed> {
+        statistics::told(peer, log_position);
         let rows = self.admissible(peer, &batch.rows)?;
         let is_whole = rows.len() == batch.rows.len();
         let changed = self.learn(peer, &rows)?;
@@ -604,6 +608,7 @@ impl Replica for Database<'_> {
     }
 
     fn acknowledge(&mut self, peer: &str, claim: &Claim, log_position: u64) -> Result<()> {
+        statistics::told(peer, log_position);
         // Looked up first: the INSERT would lock the row, and so write, even to leave it alone.
         let known = self.spi.write(
             c"SELECT FROM coord.ack a

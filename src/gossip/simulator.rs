@@ -380,3 +380,25 @@ fn a_message_that_comes_late_does_not_hide_how_far_its_sender_was() {
     mesh.rounds_to_converge(EVERYBODY, 6);
     mesh.check_end();
 }
+
+#[test]
+fn an_open_transaction_that_heard_a_node_tells_it_of_its_past() {
+    let mut mesh = Mesh::new(2, 1);
+    record(&mut mesh, 0, "own", 1);
+    let copy = mesh.nodes[0].clone();
+    record(&mut mesh, 0, "lost", 1);
+    let open = mesh.nodes[1].begin();
+    mesh.begin_user_exchange(1, 0, open);
+    mesh.deliver_all();
+    // What the transaction has stored nobody sees yet, and it may still commit.
+    mesh.put_back(0, copy, false);
+    mesh.round(EVERYBODY);
+    assert_eq!(mesh.nodes[0].actor(), "n0#2");
+    record(&mut mesh, 0, "later", 1);
+    mesh.commit(1, open);
+    mesh.rounds_to_converge(EVERYBODY, 6);
+    for node in 0..2 {
+        let totals = ["own", "lost", "later"].map(|name| total(&mesh, node, name));
+        assert_eq!(totals, [1, 1, 1], "n{node}");
+    }
+}

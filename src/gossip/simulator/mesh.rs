@@ -218,6 +218,11 @@ impl Mesh {
     /// others have of it. Whatever others say to it or to each other stays on its way.
     pub fn restore(&mut self, node: usize, copy: Node, is_elsewhere: bool) {
         self.end_what_was_told_by(node);
+        self.put_back(node, copy, is_elsewhere);
+    }
+
+    /// Puts a node back while others may have open transactions in which they have heard it.
+    pub fn put_back(&mut self, node: usize, copy: Node, is_elsewhere: bool) {
         self.crash(node);
         self.has_restored = true;
         self.nodes[node].restore(copy, is_elsewhere);

@@ -194,6 +194,8 @@ pub struct Node {
     met: BTreeMap<String, Met>,
     /// When each was met last, since the server started.
     last_met: BTreeMap<String, u64>,
+    /// Where the log of each stood when it last spoke, also in a transaction that has not ended.
+    told: BTreeMap<String, u64>,
     /// How often it was put back: it may doubt its past then.
     restored: u8,
     /// Transactions that have a number and ended, and how many there were at the first start since it
@@ -233,6 +235,7 @@ impl Node {
             last_stamp: 0,
             met: BTreeMap::new(),
             last_met: BTreeMap::new(),
+            told: BTreeMap::new(),
             restored: 0,
             log_position: 0,
             started_at: 0,
@@ -481,6 +484,7 @@ impl Node {
     pub fn crash(&mut self) {
         self.open.clear();
         self.last_met.clear();
+        self.told.clear();
         self.next_xid = self.latest_ended + 1;
         // A second start does not know better than the first, which asked in vain.
         if self.is_confirmed {
@@ -553,8 +557,14 @@ impl Node {
             if let Some(cursor) = self.cursors.get_mut(&hello.name) {
                 cursor.log_position = 0;
             }
+            self.told.remove(&hello.name);
         }
         self.last_met.insert(hello.name.clone(), self.machine.now);
+    }
+
+    fn note_told(&mut self, peer: &str, log_position: u64) {
+        let told = self.told.entry(peer.to_owned()).or_default();
+        *told = log_position.max(*told);
     }
 
     pub fn was_put_back(&self) -> bool {
@@ -997,6 +1007,7 @@ impl Replica for Session<'_> {
         Ok(node.met.get(name).map(|met| {
             let actor = identity::actor(name, met.incarnation);
             let known = |learned: &[u8]| clock(learned).get(actor.as_bytes());
+            let told = node.told.get(name).copied().unwrap_or(0);
             let silent = node.last_met.get(name).map(|last| node.machine.now - last);
             Testimony {
                 incarnation: met.incarnation,
@@ -1004,7 +1015,7 @@ impl Replica for Session<'_> {
                 place: met.place.clone(),
                 silent_milliseconds: silent,
                 ceiling: known(&node.learned_frontier).max(known(&node.learned_ceiling)),
-                log_position: self.cursor(name).log_position,
+                log_position: self.cursor(name).log_position.max(told),
             }
         }))
     }
@@ -1022,6 +1033,7 @@ impl Replica for Session<'_> {
     }
 
     fn absorb(&mut self, peer: &str, batch: &Batch, log_position: u64) -> Result<Absorbed> {
+        self.node.note_told(peer, log_position);
         let accepted = batch.rows.iter().filter(|row| self.node.accepts(row));
         let rows: Vec<Row> = accepted.cloned().collect();
         let is_whole = rows.len() == batch.rows.len();
@@ -1057,6 +1069,7 @@ impl Replica for Session<'_> {
     }
 
     fn acknowledge(&mut self, peer: &str, claim: &Claim, log_position: u64) -> Result<()> {
+        self.node.note_told(peer, log_position);
         let mut cursor = self.cursor(peer);
         if cursor.claim.as_ref() != Some(claim) {
             cursor.claim = Some(claim.clone());

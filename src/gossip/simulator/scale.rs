@@ -136,7 +136,7 @@ impl BusyMesh {
 
 #[test]
 fn neither_a_quiet_node_nor_a_small_state_is_starved_by_busy_ones() {
-    for seed in 0..5 {
+    for seed in 0..2 {
         let quiet_node = BusyMesh::new(seed).rounds_until_known(5);
         let quiet_state = BusyMesh::new(seed).rounds_until_known(BusyMesh::BUSY);
         println!("beside busy ones: a quiet node {quiet_node}, a quiet state {quiet_state} rounds");
