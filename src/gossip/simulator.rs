@@ -373,7 +373,7 @@ fn a_message_that_comes_late_does_not_hide_how_far_its_sender_was() {
     mesh.round(EVERYBODY);
     mesh.deliver_all();
     // Nobody knows of a later change of its own. That it held more shows by its log alone.
-    mesh.restore(0, copy, false);
+    mesh.restore(0, copy);
     mesh.round(EVERYBODY);
     assert_eq!(mesh.nodes[0].actor(), "n0#2");
     record(&mut mesh, 0, "later", 1);
@@ -391,7 +391,7 @@ fn an_open_transaction_that_heard_a_node_tells_it_of_its_past() {
     mesh.begin_user_exchange(1, 0, open);
     mesh.deliver_all();
     // What the transaction has stored nobody sees yet, and it may still commit.
-    mesh.put_back(0, copy, false);
+    mesh.put_back(0, copy);
     mesh.round(EVERYBODY);
     assert_eq!(mesh.nodes[0].actor(), "n0#2");
     record(&mut mesh, 0, "later", 1);

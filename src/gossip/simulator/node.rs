@@ -493,14 +493,16 @@ impl Node {
         self.is_confirmed = false;
     }
 
-    /// Replaces everything by an earlier copy, on this machine or on another one.
-    pub fn restore(&mut self, copy: Self, is_elsewhere: bool) {
+    /// The machine is replaced by another one.
+    pub fn move_elsewhere(&mut self) {
+        self.machine.place = format!("machine {}", self.restored + 1);
+    }
+
+    /// Replaces everything but the machine by an earlier copy.
+    pub fn restore(&mut self, copy: Self) {
         let history = std::mem::take(&mut self.history);
-        let mut machine = self.machine.clone();
+        let machine = self.machine.clone();
         let restored = self.restored + 1;
-        if is_elsewhere {
-            machine.place = format!("machine {restored}");
-        }
         *self = copy;
         self.history = history;
         self.machine = machine;

@@ -72,7 +72,7 @@ impl Scenario {
             skew,
             backup: None,
             puts_back: random.percent(30),
-            late: if random.percent(30) { 1 } else { 0 },
+            late: usize::from(random.percent(30)),
             mesh,
             random,
         };
@@ -211,8 +211,10 @@ impl Scenario {
 
     fn back_up_or_put_back(&mut self) {
         if let Some((node, copy)) = self.backup.take() {
-            let is_elsewhere = self.random.percent(30);
-            self.mesh.restore(node, copy, is_elsewhere);
+            if self.random.percent(30) {
+                self.mesh.nodes[node].move_elsewhere();
+            }
+            self.mesh.restore(node, copy);
         } else {
             let node = self.node();
             self.backup = Some((node, self.mesh.nodes[node].clone()));
