@@ -11,6 +11,8 @@ mod scenario;
 use mesh::Mesh;
 use node::Operation::{Add, Satisfy};
 
+use crate::node::incarnation::SILENCE_MILLISECONDS;
+
 const EVERYBODY: usize = usize::MAX;
 
 /// Every exchange is one request and one answer without a batch, and nothing is written.
@@ -401,4 +403,20 @@ fn an_open_transaction_that_heard_a_node_tells_it_of_its_past() {
         let totals = ["own", "lost", "later"].map(|name| total(&mesh, node, name));
         assert_eq!(totals, [1, 1, 1], "n{node}");
     }
+}
+
+#[test]
+fn a_moved_node_waits_until_its_old_life_is_silent() {
+    let mut mesh = settled(3, 3);
+    let copy = mesh.nodes[0].clone();
+    mesh.nodes[0].move_elsewhere();
+    mesh.restore(0, copy);
+    mesh.pass_time(SILENCE_MILLISECONDS - 1);
+    mesh.round(EVERYBODY);
+    assert!(!mesh.nodes[0].is_confirmed, "its old life may go on");
+    mesh.pass_time(1);
+    mesh.round(EVERYBODY);
+    assert_eq!(mesh.nodes[0].actor(), "n0#2");
+    mesh.rounds_to_converge(EVERYBODY, 6);
+    mesh.check_end();
 }
