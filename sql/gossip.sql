@@ -25,7 +25,7 @@ COMMENT ON COLUMN peer_cursor.resync IS 'everything is asked for anew';
 COMMENT ON COLUMN peer_cursor.pending IS 'frontier of the peer, reached once no learned row waits';
 COMMENT ON COLUMN peer_cursor.frontier IS 'held completely through this peer';
 COMMENT ON COLUMN peer_cursor.ceiling IS 'no change at or above it came through this peer';
-COMMENT ON COLUMN peer_cursor.log_position IS 'where the transaction log of the peer was flushed to when it gave the last part';
+COMMENT ON COLUMN peer_cursor.log_position IS 'furthest place that the transaction log of the peer was flushed to when it gave a part';
 COMMENT ON COLUMN peer_cursor.mismatches IS 'times the contents differed at the same frontier';
 COMMENT ON COLUMN peer_cursor.mismatched_at IS 'when they last did';
 
@@ -41,7 +41,7 @@ COMMENT ON TABLE ack IS 'what each node last said that it holds; rebuilt by goss
 COMMENT ON COLUMN ack.frontier IS 'it holds every change below';
 COMMENT ON COLUMN ack.ceiling IS 'it holds no change at or above';
 COMMENT ON COLUMN ack.digest IS 'digest over the content of its states';
-COMMENT ON COLUMN ack.log_position IS 'where its transaction log was flushed to when it first said so';
+COMMENT ON COLUMN ack.log_position IS 'furthest place that its transaction log was flushed to when it said so';
 
 -- The check of who calls: only members of coord_peer may execute it, and it does nothing but store
 -- what passes validation. So a peer needs no right on any table.

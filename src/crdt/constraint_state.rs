@@ -275,6 +275,24 @@ impl<'a> ConstraintState<'a> {
         actor.map_or(Known::default(), |actor| actor.known)
     }
 
+    /// The events that keep a constraint in force.
+    #[cfg(test)]
+    pub fn dots_of(&self, id: &str) -> Vec<(&'a [u8], u64)> {
+        let element = self.elements().find(id.as_bytes());
+        element.map_or(Vec::new(), |element| self.named_dots(element))
+    }
+
+    /// Whether an event lies in the causal context.
+    #[cfg(test)]
+    pub fn has_seen(&self, (name, counter): (&[u8], u64)) -> bool {
+        let holes: Vec<Run> = self.holes().collect();
+        (self.actors().zip(0..)).any(|(known, actor)| {
+            known.name == name
+                && counter <= known.known.context
+                && run_of(&holes, Dot { actor, counter }).is_none()
+        })
+    }
+
     /// The dots of an element, with names instead of places.
     fn named_dots(&self, element: Element<'a>) -> Vec<NamedDot<'a>> {
         let names: Vec<&[u8]> = self.actors().map(|actor| actor.name).collect();

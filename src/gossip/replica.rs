@@ -279,8 +279,21 @@ impl<'s> Database<'s> {
                 Value::Text(Some(&hello.place)),
             ],
         );
+        self.forget_log_position(&hello.name);
         let reason = if is_known { "a new life" } else { "a new node" };
         self.log_life(hello, "met", reason);
+    }
+
+    /// Each life has a log of its own, and within one it only grows: a message that comes late must
+    /// not hide how far its sender was.
+    fn forget_log_position(&self, node: &str) {
+        for forgetting in [
+            c"UPDATE coord.ack SET log_position = '0/0' WHERE node = $1",
+            c"UPDATE coord.peer_cursor SET log_position = '0/0' WHERE node = $1",
+        ] {
+            self.spi.write(forgetting, &[Value::Text(Some(node))]);
+        }
+        statistics::forget_log_position(node);
     }
 
     /// Once per life, place and event: a node that is refused comes again every second.
@@ -500,7 +513,7 @@ const STORE_CURSOR: &CStr = c"
            resync = c.resync AND NOT $2,
            pending = c.pending OPERATOR(coord.||) excluded.pending,
            ceiling = c.ceiling OPERATOR(coord.||) excluded.ceiling,
-           log_position = excluded.log_position
+           log_position = greatest(c.log_position, excluded.log_position)
      WHERE $2 OR NOT c.ceiling OPERATOR(coord.@>) excluded.ceiling";
 
 fn required<T: pgrx::FromDatum + pgrx::IntoDatum>(
@@ -564,7 +577,9 @@ impl Replica for Database<'_> {
             place: required(&rows, 0, 2)?,
             silent_milliseconds: statistics::silent_milliseconds(name),
             ceiling: known(&holding.frontier)?.max(known(&holding.ceiling)?),
-            log_position: required::<i64>(&rows, 0, 3)?.cast_unsigned(),
+            log_position: required::<i64>(&rows, 0, 3)?
+                .cast_unsigned()
+                .max(statistics::log_position(name)),
         }))
     }
 
@@ -579,6 +594,7 @@ impl Replica for Database<'_> {
     }
 
     fn absorb(&mut self, peer: &str, batch: &Batch, log_position: u64) -> Result<Absorbed> {
+        statistics::told(peer, log_position);
         let rows = self.admissible(peer, &batch.rows)?;
         let is_whole = rows.len() == batch.rows.len();
         let changed = self.learn(peer, &rows)?;
@@ -594,6 +610,7 @@ impl Replica for Database<'_> {
     }
 
     fn acknowledge(&mut self, peer: &str, claim: &Claim, log_position: u64) -> Result<()> {
+        statistics::told(peer, log_position);
         // Looked up first: the INSERT would lock the row, and so write, even to leave it alone.
         let known = self.spi.write(
             c"SELECT FROM coord.ack a
@@ -609,11 +626,12 @@ impl Replica for Database<'_> {
             return Ok(());
         }
         self.spi.write(
-            c"INSERT INTO coord.ack (node, frontier, ceiling, digest, log_position)
+            c"INSERT INTO coord.ack AS a (node, frontier, ceiling, digest, log_position)
               VALUES ($1, $2::coord.vclock, $3::coord.vclock, $4, '0/0'::pg_lsn + $5::numeric)
               ON CONFLICT (node) DO UPDATE
                  SET frontier = excluded.frontier, ceiling = excluded.ceiling,
-                     digest = excluded.digest, log_position = excluded.log_position,
+                     digest = excluded.digest,
+                     log_position = greatest(a.log_position, excluded.log_position),
                      acknowledged_at = excluded.acknowledged_at",
             &[
                 Value::Text(Some(peer)),

@@ -56,6 +56,8 @@ pub(super) struct Contact {
     last_failure: i64,
     /// Last message of a life that was admitted.
     last_met: i64,
+    /// Where its transaction log stood, at the furthest.
+    log_position: u64,
     round_trip_microseconds: i64,
     rounds: i64,
     failures: i64,
@@ -79,6 +81,7 @@ impl Contact {
         last_answer: 0,
         last_failure: 0,
         last_met: 0,
+        log_position: 0,
         round_trip_microseconds: 0,
         rounds: 0,
         failures: 0,
@@ -273,8 +276,25 @@ pub fn met(peer: &str) {
     with_contact(peer, |contact| contact.last_met = now());
 }
 
-/// How long a peer has not been met; `None` when it was not met since the server started.
-pub fn silent_milliseconds(peer: &str) -> Option<u64> {
+/// Where a peer's transaction log stood when it spoke. A transaction that has stored what it said and
+/// has not ended shows this to others by nothing else.
+pub fn told(peer: &str, log_position: u64) {
+    with_contact(peer, |contact| {
+        contact.log_position = contact.log_position.max(log_position);
+    });
+}
+
+/// The furthest that the log of a peer was told to be in its present life, since the server started.
+pub fn log_position(peer: &str) -> u64 {
+    contact(peer).map_or(0, |contact| contact.log_position)
+}
+
+/// A new life of a peer has a log of its own.
+pub fn forget_log_position(peer: &str) {
+    with_contact(peer, |contact| contact.log_position = 0);
+}
+
+fn contact(peer: &str) -> Option<Contact> {
     if !is_preloaded() {
         return None;
     }
@@ -282,10 +302,16 @@ pub fn silent_milliseconds(peer: &str) -> Option<u64> {
     let database = unsafe { pg_sys::MyDatabaseId }.to_u32();
     let name = Text::<MAX_NAME_BYTES>::new(peer);
     let contacts = CONTACTS.share();
-    let slot = contacts
+    contacts
         .slots
         .iter()
-        .find(|slot| slot.is_of(database, &name))?;
+        .find(|slot| slot.is_of(database, &name))
+        .copied()
+}
+
+/// How long a peer has not been met; `None` when it was not met since the server started.
+pub fn silent_milliseconds(peer: &str) -> Option<u64> {
+    let slot = contact(peer)?;
     let silent = (now() - slot.last_met).max(0).unsigned_abs();
     (slot.last_met != 0).then_some(silent / 1_000)
 }

@@ -1,16 +1,24 @@
 #!/usr/bin/env bash
-# The long runs: the simulator over many more seeds, the tests of tests/soak, and the mesh tests that
-# kill and cut, again and again. SEEDS, SECONDS_STARVED and REPEATS set the size.
+# The long runs: the simulator over many more rounds and in large meshes, the tests of tests/soak, and
+# the mesh tests that kill and cut, again and again. ROUNDS, SECONDS_STARVED and REPEATS set the size.
 set -euo pipefail
 # shellcheck source=tests/tools/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 cd "$root"
 
-readonly seeds=${SEEDS:-50000} repeats=${REPEATS:-20}
+readonly rounds=${ROUNDS:-1000000} repeats=${REPEATS:-20}
 
 use_server
-note "simulated meshes over $seeds seeds"
-SIMULATION_SEEDS=$seeds cargo test --quiet --no-default-features --features "$feature" --lib simulator
+# The path of a test and further options of the test program.
+simulate() {
+	cargo test --quiet --no-default-features --features "$feature" --lib "gossip::simulator::$1" -- --exact --nocapture "${@:2}"
+}
+
+note "$rounds simulated rounds"
+SIMULATION_ROUNDS=$rounds simulate scenario::random_scenarios_hold
+
+note "large simulated meshes"
+simulate scale::time_grows_with_the_logarithm_of_a_large_mesh --ignored
 
 note "who is alive, and what an idle mesh costs"
 STAGES=soak tests/tools/test.sh

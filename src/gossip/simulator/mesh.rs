@@ -1,15 +1,15 @@
-//! Nodes, the network between them, and what must hold after every step.
+//! Nodes and the network between them.
+
+mod checks;
+mod lives;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::node::{
-    Change, Committed, Handle, Node, Operation, Session, Standpoint, clock, counter_of,
-    join_states, parsed,
-};
-use crate::clock::vclock;
-use crate::crdt::constraint_state as state;
+use super::ledger::Ledger;
+use super::links::{Leg, Links};
+use super::node::{Committed, Handle, Node, Operation, Session, Standpoint, clock};
 use crate::crdt::digest::Digest;
-use crate::gossip::protocol::{Commitment, Heard, Holding, Message, Next, Round, VERSION, respond};
+use crate::gossip::protocol::{Commitment, Heard, Message, Next, Round, VERSION, respond};
 use crate::node::incarnation::Testimony;
 
 /// `SplitMix64` (Steele, Lea, Flood 2014): small, and the same on every machine.
@@ -44,7 +44,11 @@ pub struct Faults {
     pub roll_back: usize,
     /// A responder's transaction stays open for a while.
     pub linger: usize,
+    /// A message takes long: up to [`LONGEST_DELAY`] others are delivered before it.
+    pub delay: usize,
 }
+
+const LONGEST_DELAY: usize = 400;
 
 /// A worker's connection, or that of a session that calls `gossip_round` by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -84,8 +88,15 @@ struct Request {
 }
 
 #[derive(Debug)]
+enum Parcel {
+    Request(Request),
+    Answer(Answer),
+}
+
+#[derive(Debug)]
 struct Answer {
     exchange: u64,
+    from: usize,
     bytes: Vec<u8>,
     /// What the responder's claim spoke of.
     content: Digest,
@@ -124,21 +135,24 @@ pub struct Mesh {
     /// Checks of frontier and ceiling, which large meshes are too slow for.
     pub is_checked: bool,
     pub satisfied: BTreeMap<String, u128>,
-    cut: BTreeSet<(usize, usize)>,
+    pub links: Links,
+    /// Milliseconds since the simulation began.
+    now: u64,
+    ledger: Ledger,
     heard: BTreeMap<Memory, Heard>,
     exchanges: BTreeMap<u64, Exchange>,
     next_exchange: u64,
     requests: Vec<Request>,
     answers: Vec<Answer>,
+    /// Messages that take long, by the number of deliveries that come before them and their own.
+    delayed: BTreeMap<(usize, u64), Parcel>,
+    next_delayed: u64,
+    deliveries: usize,
     lingering: Vec<Lingering>,
     last_converged: bool,
     /// What peers answered to a node that asks which life it is in.
     asked: BTreeMap<(usize, usize), Option<Testimony>>,
     pub has_restored: bool,
-}
-
-fn link(a: usize, b: usize) -> (usize, usize) {
-    (a.min(b), a.max(b))
 }
 
 impl Mesh {
@@ -154,12 +168,17 @@ impl Mesh {
             allows_mistrust: false,
             is_checked: true,
             satisfied: BTreeMap::new(),
-            cut: BTreeSet::new(),
+            links: Links::default(),
+            now: 0,
+            ledger: Ledger::default(),
             heard: BTreeMap::new(),
             exchanges: BTreeMap::new(),
             next_exchange: 0,
             requests: Vec::new(),
             answers: Vec::new(),
+            delayed: BTreeMap::new(),
+            next_delayed: 0,
+            deliveries: 0,
             lingering: Vec::new(),
             last_converged: false,
             asked: BTreeMap::new(),
@@ -178,6 +197,9 @@ impl Mesh {
     }
 
     pub fn commit(&mut self, node: usize, handle: Handle) -> Committed {
+        if self.is_checked {
+            self.check_elements(node, handle);
+        }
         let committed = self.nodes[node].commit(handle);
         for (name, n) in &committed.satisfied {
             let n = u128::try_from(*n).expect("a count");
@@ -190,72 +212,21 @@ impl Mesh {
         committed
     }
 
-    /// Puts a node back to an earlier copy. Everything under way has ended before, so that it is
-    /// known what the others have of it.
-    pub fn restore(&mut self, node: usize, copy: Node) {
-        self.deliver_all();
-        for place in 0..self.nodes.len() {
-            for handle in self.nodes[place].open_handles() {
-                self.commit(place, handle);
-            }
-        }
-        self.crash(node);
-        self.has_restored = true;
-        let others: Vec<&Node> = self
-            .nodes
-            .iter()
-            .filter(|other| other.name != copy.name)
-            .collect();
-        let has_heard = |change: &Change| others.iter().any(|other| other.has_heard(change));
-        let mut restored = self.nodes[node].clone();
-        restored.restore(copy, has_heard);
-        self.nodes[node] = restored;
+    /// A node that is new joins the mesh.
+    pub fn join(&mut self) {
+        let mut node = Node::new(&format!("n{}", self.nodes.len()));
+        node.set_time(self.now);
+        self.nodes.push(node);
     }
 
-    /// The peers decide once all have answered. A node that asks only some may be told less than is
-    /// known.
-    fn resolve_life(&mut self, node: usize) {
-        let peers = (0..self.nodes.len()).filter(|peer| *peer != node);
-        let answers: Option<Vec<_>> = peers.map(|peer| self.asked.get(&(node, peer))).collect();
-        let Some(answers) = answers.filter(|_| !self.nodes[node].is_confirmed) else {
-            return;
-        };
-        let testimonies: Vec<Testimony> = answers.into_iter().flatten().cloned().collect();
-        if let Some(committed) = self.nodes[node].resolve_life(&testimonies) {
-            // What the node was told before is about another life.
-            self.heard.retain(|memory, _| memory.0 != node);
-            if self.is_checked {
-                self.check_changes(node, &committed);
-                self.check_node(node);
-            }
-        }
-        self.asked.retain(|(asker, _), _| *asker != node);
-    }
-
-    pub fn crash(&mut self, node: usize) {
-        self.nodes[node].crash();
-        self.asked.retain(|(asker, _), _| *asker != node);
-        self.heard.retain(|memory, _| memory.0 != node);
-        self.exchanges.retain(|_, exchange| exchange.from != node);
-        let (gone, lingering) = std::mem::take(&mut self.lingering)
-            .into_iter()
-            .partition(|open| open.node == node);
-        self.lingering = lingering;
-        let gone: Vec<Lingering> = gone;
-        for open in gone {
-            self.fail_unless_copy(open.answer.exchange, open.is_copy);
+    pub fn pass_time(&mut self, milliseconds: u64) {
+        self.now += milliseconds;
+        for node in &mut self.nodes {
+            node.set_time(self.now);
         }
     }
 
     // The network ----------------------------------------------------------------------------
-
-    pub fn cut(&mut self, a: usize, b: usize) {
-        self.cut.insert(link(a, b));
-    }
-
-    pub fn heal(&mut self) {
-        self.cut.clear();
-    }
 
     /// What the worker does on its timer: merges what waited, and begins rounds with random peers.
     pub fn tick(&mut self, node: usize, fanout: usize) {
@@ -357,13 +328,78 @@ impl Mesh {
             is_copy: false,
         };
         if self.random.percent(self.faults.duplicate) {
-            self.requests.push(Request {
+            self.send(Parcel::Request(Request {
                 is_copy: true,
                 ..request.clone()
-            });
+            }));
         }
-        self.requests.push(request);
+        self.send(Parcel::Request(request));
         self.exchanges.insert(id, exchange);
+    }
+
+    fn send(&mut self, parcel: Parcel) {
+        if self.random.percent(self.faults.delay) {
+            let due = self.deliveries + 1 + self.random.below(LONGEST_DELAY);
+            self.delayed.insert((due, self.next_delayed), parcel);
+            self.next_delayed += 1;
+        } else {
+            self.arrive(parcel);
+        }
+    }
+
+    fn arrive(&mut self, parcel: Parcel) {
+        match parcel {
+            Parcel::Request(request) => self.requests.push(request),
+            Parcel::Answer(answer) => self.answers.push(answer),
+        }
+    }
+
+    /// What was delayed until now is delivered among the rest; with no rest, the next of it.
+    fn arrive_late(&mut self) {
+        let is_idle = self.requests.is_empty() && self.answers.is_empty();
+        if let Some(next) = self.delayed.first_entry()
+            && (is_idle || next.key().0 <= self.deliveries)
+        {
+            let parcel = next.remove();
+            self.arrive(parcel);
+        }
+    }
+
+    /// Takes requests out of the network.
+    fn take_requests(&mut self, is_meant: impl Fn(&Request) -> bool) -> Vec<Request> {
+        let is_late = |parcel: &Parcel| matches!(parcel, Parcel::Request(late) if is_meant(late));
+        self.hurry(is_late);
+        (self.requests)
+            .extract_if(.., |request| is_meant(request))
+            .collect()
+    }
+
+    fn take_answers(&mut self, is_meant: impl Fn(&Answer) -> bool) -> Vec<Answer> {
+        let is_late = |parcel: &Parcel| matches!(parcel, Parcel::Answer(late) if is_meant(late));
+        self.hurry(is_late);
+        (self.answers)
+            .extract_if(.., |answer| is_meant(answer))
+            .collect()
+    }
+
+    /// Ends the delay of some messages.
+    fn hurry(&mut self, is_meant: impl Fn(&Parcel) -> bool) {
+        let late: Vec<_> = (self.delayed)
+            .extract_if(.., |_, parcel| is_meant(parcel))
+            .collect();
+        for (_, parcel) in late {
+            self.arrive(parcel);
+        }
+    }
+
+    /// A caller waits no longer: its connection is gone and with it the answer. The request, if it
+    /// is on its way, may still be carried out.
+    pub fn give_up_one(&mut self) {
+        if !self.exchanges.is_empty() {
+            let place = self.random.below(self.exchanges.len());
+            let id = *self.exchanges.keys().nth(place).expect("an exchange");
+            self.fail(id);
+        }
     }
 
     fn encode(&mut self, message: &Message) -> Vec<u8> {
@@ -390,7 +426,7 @@ impl Mesh {
 
     fn deliver_request(&mut self, request: &Request) {
         let is_lost = self.random.percent(self.faults.lose_request);
-        if is_lost || self.cut.contains(&link(request.from, request.to)) {
+        if is_lost || self.links.is_cut(request.from, request.to, Leg::Request) {
             return self.fail_unless_copy(request.exchange, request.is_copy);
         }
         let message = Message::decode(&request.bytes).expect("a readable request");
@@ -410,6 +446,7 @@ impl Mesh {
             handle,
             answer: Answer {
                 exchange: request.exchange,
+                from: node,
                 bytes: Vec::new(),
                 content: response
                     .message
@@ -450,7 +487,7 @@ impl Mesh {
         if self.random.percent(self.faults.lose_reply) {
             self.fail(id);
         } else {
-            self.answers.push(response.answer);
+            self.send(Parcel::Answer(response.answer));
         }
     }
 
@@ -459,7 +496,7 @@ impl Mesh {
         let Some(mut exchange) = self.exchanges.remove(&answer.exchange) else {
             return;
         };
-        if self.cut.contains(&link(exchange.from, exchange.to)) {
+        if self.links.is_cut(exchange.from, exchange.to, Leg::Answer) {
             self.exchanges.insert(answer.exchange, exchange);
             return self.fail(answer.exchange);
         }
@@ -512,6 +549,8 @@ impl Mesh {
 
     /// Delivers one message, or ends one lingering transaction, at random. False when there is none.
     pub fn deliver_one(&mut self) -> bool {
+        self.deliveries += 1;
+        self.arrive_late();
         let (requests, answers) = (self.requests.len(), self.answers.len());
         let waiting = requests + answers + self.lingering.len();
         if waiting == 0 {
@@ -529,6 +568,12 @@ impl Mesh {
             self.end_response(response);
         }
         true
+    }
+
+    /// Exchanges begun. A round is an exchange that one node begins with another, carried to its end:
+    /// done, failed or given up.
+    pub fn rounds(&self) -> u64 {
+        self.next_exchange
     }
 
     pub fn deliver_all(&mut self) {
@@ -598,153 +643,6 @@ impl Mesh {
         })
     }
 
-    // What must hold -------------------------------------------------------------------------
-
-    /// What a message claims, the node holds durably by the time it leaves.
-    fn check_told(&mut self, node: usize, message: &Message) {
-        let Some(claim) = message.claim.as_ref().filter(|_| self.is_checked) else {
-            return;
-        };
-        let held = self.nodes[node].held();
-        assert!(
-            vclock::covers(clock(&held.frontier), clock(&claim.frontier)),
-            "{} claims {} and holds {}",
-            self.nodes[node].name,
-            vclock::to_text(clock(&claim.frontier)),
-            vclock::to_text(clock(&held.frontier)),
-        );
-    }
-
-    /// A fresh commit lies below nobody's frontier.
-    fn check_changes(&mut self, origin: usize, committed: &Committed) {
-        for change in &committed.changes {
-            let actor = &change.actor;
-            for place in (0..self.nodes.len()).filter(|place| *place != origin) {
-                let frontier = self.nodes[place].held().frontier;
-                let complete = clock(&frontier).get(actor.as_bytes());
-                assert!(
-                    change.xid >= complete,
-                    "n{place} calls {actor} complete below {complete}; {} commits now",
-                    change.xid
-                );
-            }
-        }
-    }
-
-    /// The node holds what its frontier says, and nothing that its ceiling excludes.
-    fn check_node(&mut self, place: usize) {
-        let held = self.nodes[place].held();
-        let node = &self.nodes[place];
-        assert!(
-            vclock::covers(clock(&held.ceiling), clock(&held.frontier)),
-            "ceiling below frontier"
-        );
-        if !self.allows_mistrust {
-            assert_eq!(
-                node.mistrusted(),
-                0,
-                "{} sees corruption where there is none",
-                node.name
-            );
-        }
-        for origin in &self.nodes {
-            // Others may have done by themselves what a node that was put back has lost untold.
-            if origin.name == node.name && node.was_put_back() {
-                continue;
-            }
-            for (name, changes) in &origin.history {
-                let actors: BTreeSet<&str> =
-                    changes.iter().map(|change| change.actor.as_str()).collect();
-                for actor in actors {
-                    let changes = changes.iter().filter(|change| change.actor == actor);
-                    Self::check_complete(node, &held, name, actor, changes.clone());
-                    // A new life tells all it holds as one change of its own, whoever did it.
-                    if !self.has_restored {
-                        Self::check_nothing_above(node, &held, name, actor, changes);
-                    }
-                }
-            }
-        }
-    }
-
-    /// A node holds of the changes one actor made to a state those below its frontier.
-    fn check_complete<'c>(
-        node: &Node,
-        held: &Holding,
-        name: &str,
-        actor: &str,
-        mut changes: impl DoubleEndedIterator<Item = &'c Change>,
-    ) {
-        let frontier = clock(&held.frontier).get(actor.as_bytes());
-        let value = node.value(name);
-        // Later changes of a state cover earlier ones.
-        if let Some(last) = changes.rfind(|change| change.xid < frontier) {
-            assert!(
-                value.is_some_and(|value| state::covers(parsed(value), parsed(&last.value))),
-                "{} calls {actor} complete below {frontier} and lacks {name} of {}",
-                node.name,
-                last.xid
-            );
-        }
-    }
-
-    /// And none at or above its ceiling.
-    fn check_nothing_above<'c>(
-        node: &Node,
-        held: &Holding,
-        name: &str,
-        actor: &str,
-        mut changes: impl Iterator<Item = &'c Change>,
-    ) {
-        let ceiling = clock(&held.ceiling).get(actor.as_bytes());
-        let value = node.value(name);
-        let counter = value.map_or(0, |value| counter_of(value, actor));
-        let is_above = |change: &&Change| {
-            change.is_event && change.counter <= counter && change.xid >= ceiling
-        };
-        if let Some(above) = changes.find(is_above) {
-            panic!(
-                "{} has {name} of {actor} {}, above its ceiling {ceiling}",
-                node.name, above.xid
-            );
-        }
-    }
-
-    /// After everything has ended: all hold the merge of all that was committed.
-    pub fn check_end(&mut self) {
-        let mut expected: BTreeMap<&str, Vec<u8>> = BTreeMap::new();
-        for change in self
-            .nodes
-            .iter()
-            .flat_map(|node| node.history.values().flatten())
-        {
-            let merged = expected.get(change.name.as_str()).map_or_else(
-                || change.value.clone(),
-                |value| join_states(value, &change.value),
-            );
-            expected.insert(&change.name, merged);
-        }
-        for node in &self.nodes {
-            let content = node.content();
-            assert_eq!(
-                content.len(),
-                expected.len(),
-                "{} has other states",
-                node.name
-            );
-            for (name, value) in &expected {
-                assert_eq!(content[name], value.as_slice(), "{name} at {}", node.name);
-                let satisfied = self.satisfied.get(*name).copied().unwrap_or(0);
-                // What was put back may have lost some.
-                assert!(
-                    self.has_restored || parsed(value).satisfied_total() == satisfied,
-                    "{name} at {}",
-                    node.name
-                );
-            }
-        }
-    }
-
     pub fn open_handles(&self, node: usize) -> Vec<Handle> {
         let is_gossip = |handle: &Handle| {
             self.lingering
@@ -762,6 +660,17 @@ impl Mesh {
 }
 
 impl Traffic {
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            requests: self.requests + other.requests,
+            bytes: self.bytes + other.bytes,
+            batches: self.batches + other.batches,
+            rows: self.rows + other.rows,
+            writes: self.writes + other.writes,
+            converged: self.converged + other.converged,
+        }
+    }
+
     pub fn since(self, before: Self) -> Self {
         Self {
             requests: self.requests - before.requests,

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::clock::hlc;
 use crate::clock::vclock::{self, Vclock};
 use crate::crdt::constraint_state::{self as state, ConstraintState};
 use crate::crdt::digest::{self, Digest};
@@ -46,18 +47,18 @@ pub enum Operation {
     Violate(i64),
     Add(&'static str),
     Remove(&'static str),
-    Move { x: i32, at: u64 },
+    Move(i32),
 }
 
 impl Operation {
-    fn apply(self, value: &[u8], actor: &str) -> Result<Vec<u8>> {
+    fn apply(self, value: &[u8], actor: &str, at: u64) -> Result<Vec<u8>> {
         let old = parsed(value);
         match self {
             Self::Satisfy(n) => state::record_satisfied(old, actor, n),
             Self::Violate(n) => state::record_violations(old, actor, n),
             Self::Add(id) => state::add(old, id, actor),
             Self::Remove(id) => state::remove(old, id),
-            Self::Move { x, at } => state::move_to(old, x, 0, at, actor),
+            Self::Move(x) => state::move_to(old, x, 0, at, actor),
         }
     }
 }
@@ -143,8 +144,42 @@ pub struct Committed {
     pub satisfied: Vec<(String, i64)>,
 }
 
-/// A place is not simulated: what is put back is put back where it was.
-const PLACE: &str = "here";
+/// Of `coord.max_clock_drift`.
+pub const MAX_DRIFT_MILLISECONDS: u64 = 300_000;
+
+/// When simulations begin, so that a clock that runs behind has a time to show.
+const BEGINNING_MILLISECONDS: u64 = 10_000_000;
+
+/// A row that an open transaction is about to replace.
+pub struct Pending<'n> {
+    pub name: &'n str,
+    pub old: Option<&'n [u8]>,
+    pub new: &'n [u8],
+    pub is_local: bool,
+}
+
+/// A life that was met, as the roster has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Met {
+    incarnation: u64,
+    life: [u8; 16],
+    place: String,
+}
+
+/// The machine that a node runs on: no copy of the database carries it elsewhere.
+#[derive(Clone, Debug)]
+struct Machine {
+    place: String,
+    now: u64,
+    /// How far its clock shows another time, in milliseconds.
+    skew: i64,
+}
+
+impl Machine {
+    fn wall_clock(&self) -> u64 {
+        (BEGINNING_MILLISECONDS + self.now).saturating_add_signed(self.skew)
+    }
+}
 
 #[derive(Clone, Debug)]
 pub struct Node {
@@ -152,8 +187,16 @@ pub struct Node {
     incarnation: u64,
     life: u8,
     pub is_confirmed: bool,
-    /// Nodes met, and in which life.
-    met: BTreeMap<String, (u64, [u8; 16])>,
+    /// Where the life was last known to be lived.
+    place: String,
+    machine: Machine,
+    /// The last stamp that was given out or observed.
+    last_stamp: u64,
+    met: BTreeMap<String, Met>,
+    /// When each was met last, since the server started.
+    last_met: BTreeMap<String, u64>,
+    /// Where the log of each stood when it last spoke, also in a transaction that has not ended.
+    told: BTreeMap<String, u64>,
     /// How often it was put back: it may doubt its past then.
     restored: u8,
     /// Transactions that have a number and ended, and how many there were at the first start since it
@@ -184,7 +227,16 @@ impl Node {
             incarnation: 1,
             life: 0,
             is_confirmed: true,
+            place: "home".into(),
+            machine: Machine {
+                place: "home".into(),
+                now: 0,
+                skew: 0,
+            },
+            last_stamp: 0,
             met: BTreeMap::new(),
+            last_met: BTreeMap::new(),
+            told: BTreeMap::new(),
             restored: 0,
             log_position: 0,
             started_at: 0,
@@ -214,6 +266,38 @@ impl Node {
         } else {
             incarnation::provisional_actor(&self.name)
         }
+    }
+
+    /// Shows the node a time since the simulation began.
+    pub fn set_time(&mut self, now: u64) {
+        self.machine.now = now;
+    }
+
+    /// Steps the clock of the node's machine.
+    pub fn set_skew(&mut self, skew: i64) {
+        self.machine.skew = skew;
+    }
+
+    fn stamp(&mut self) -> u64 {
+        self.last_stamp = hlc::tick(self.last_stamp, self.machine.wall_clock()).expect("a stamp");
+        self.last_stamp
+    }
+
+    /// Takes in the stamp of a row, unless it is too far ahead.
+    fn observe(&mut self, value: &[u8]) -> Result<()> {
+        if let Some(position) = parsed(value).position() {
+            self.last_stamp = hlc::observe(
+                self.last_stamp,
+                self.machine.wall_clock(),
+                position.at,
+                MAX_DRIFT_MILLISECONDS,
+            )?;
+        }
+        Ok(())
+    }
+
+    fn accepts(&mut self, row: &Row) -> bool {
+        self.refused != Some(row.name.as_str()) && self.observe(&row.value).is_ok()
     }
 
     pub fn begin(&mut self) -> Handle {
@@ -277,8 +361,9 @@ impl Node {
         if matches!(operation, Operation::Remove(id) if is_absent(id)) {
             return true;
         }
+        let at = self.stamp();
         let value = operation
-            .apply(&base, &self.counting_actor())
+            .apply(&base, &self.counting_actor(), at)
             .expect("an operation in range");
         let own = self.xid(handle);
         // A row may have been changed by a transaction with a higher number that has ended. The
@@ -357,6 +442,17 @@ impl Node {
         committed
     }
 
+    /// The rows that a transaction has written.
+    pub fn pending(&self, handle: Handle) -> impl Iterator<Item = Pending<'_>> {
+        let transaction = &self.open[&handle];
+        transaction.versions.iter().map(|(name, new)| Pending {
+            name,
+            old: self.value(name),
+            new: &new.value,
+            is_local: transaction.changed.contains(name),
+        })
+    }
+
     fn changes_of(&self, transaction: &Transaction) -> Vec<Change> {
         let actor = self.actor();
         let change = |name: &String| {
@@ -388,6 +484,8 @@ impl Node {
     /// that starts does not know whether it was put back.
     pub fn crash(&mut self) {
         self.open.clear();
+        self.last_met.clear();
+        self.told.clear();
         self.next_xid = self.latest_ended + 1;
         // A second start does not know better than the first, which asked in vain.
         if self.is_confirmed {
@@ -396,35 +494,80 @@ impl Node {
         self.is_confirmed = false;
     }
 
-    /// Replaces everything by an earlier copy. What nobody else `has_heard` of is lost.
-    pub fn restore(&mut self, copy: Self, has_heard: impl Fn(&Change) -> bool) {
-        let mut history = std::mem::take(&mut self.history);
+    /// The machine is replaced by another one.
+    pub fn move_elsewhere(&mut self) {
+        self.machine.place = format!("machine {}", self.restored + 1);
+    }
+
+    /// Replaces everything but the machine by an earlier copy.
+    pub fn restore(&mut self, copy: Self) {
+        let history = std::mem::take(&mut self.history);
+        let machine = self.machine.clone();
         let restored = self.restored + 1;
         *self = copy;
-        for (name, changes) in &mut history {
-            changes.retain(|change| {
-                let value = self.versions.get(name).map(|version| &version.value);
-                let is_in_copy =
-                    value.is_some_and(|value| state::covers(parsed(value), parsed(&change.value)));
-                is_in_copy || has_heard(change)
-            });
-            // Of what is no event, as removing is none, others may have done the same by themselves.
-            for change in changes.iter_mut().filter(|change| !change.is_event) {
-                change.xid = u64::MAX;
-            }
-        }
         self.history = history;
+        self.machine = machine;
         self.restored = restored;
         self.crash();
     }
 
+    /// After a node was put back: a change that is known nowhere any more has not happened.
+    pub fn forget_changes(&mut self, is_known: impl Fn(&Change) -> bool) {
+        for changes in self.history.values_mut() {
+            changes.retain(&is_known);
+        }
+    }
+
+    /// Of what is no event, as removing is none, others may have done the same by themselves.
+    pub fn forget_when_it_removed(&mut self) {
+        let changes = self.history.values_mut().flatten();
+        for change in changes.filter(|change| !change.is_event) {
+            change.xid = u64::MAX;
+        }
+    }
+
     /// Whether a change has reached this node, be it that its row still waits.
     pub fn has_heard(&self, change: &Change) -> bool {
-        let waiting = self.waiting.get(&change.name).map(Vec::as_slice);
-        [self.value(&change.name), waiting]
-            .into_iter()
-            .flatten()
+        self.known_values(&change.name)
             .any(|value| state::covers(parsed(value), parsed(&change.value)))
+    }
+
+    /// What the node holds of a state, and what waits for a transaction to end.
+    pub fn known_values(&self, name: &str) -> impl Iterator<Item = &[u8]> {
+        let waiting = self.waiting.get(name).map(Vec::as_slice);
+        [self.value(name), waiting].into_iter().flatten()
+    }
+
+    /// Open transactions that have stored what a peer said.
+    pub fn handles_that_heard(&self, peer: &str) -> Vec<Handle> {
+        let heard = self
+            .open
+            .iter()
+            .filter(|(_, open)| open.cursors.contains_key(peer));
+        heard.map(|(handle, _)| *handle).collect()
+    }
+
+    /// What was met was met, also where the transaction under way rolls back.
+    fn meet(&mut self, hello: &Hello, is_news: bool) {
+        if is_news {
+            let met = Met {
+                incarnation: hello.incarnation,
+                life: hello.life,
+                place: hello.place.clone(),
+            };
+            self.met.insert(hello.name.clone(), met);
+            // Each life has a log of its own.
+            if let Some(cursor) = self.cursors.get_mut(&hello.name) {
+                cursor.log_position = 0;
+            }
+            self.told.remove(&hello.name);
+        }
+        self.last_met.insert(hello.name.clone(), self.machine.now);
+    }
+
+    fn note_told(&mut self, peer: &str, log_position: u64) {
+        let told = self.told.entry(peer.to_owned()).or_default();
+        *told = log_position.max(*told);
     }
 
     pub fn was_put_back(&self) -> bool {
@@ -444,8 +587,8 @@ impl Node {
                 own_ceiling: held.own_ceiling,
                 log_position: self.started_at,
             },
-            place: PLACE.into(),
-            found: PLACE.into(),
+            place: self.place.clone(),
+            found: self.machine.place.clone(),
         };
         let begins = match incarnation::resolve(&own, testimonies) {
             Resolution::Confirm => false,
@@ -466,8 +609,12 @@ impl Node {
                 }
                 true
             }
-            Resolution::Wait { reason } => panic!("nobody else lives: {reason}"),
+            Resolution::Wait { .. } => {
+                assert_ne!(own.place, own.found, "{} has not moved", self.name);
+                return None;
+            }
         };
+        self.place = own.found;
         self.is_confirmed = true;
         Some(self.settle(begins))
     }
@@ -838,44 +985,40 @@ impl Replica for Session<'_> {
             uuid: [0; 16],
             incarnation: self.node.incarnation,
             life: [self.node.life; 16],
-            place: PLACE.into(),
+            place: self.node.machine.place.clone(),
             is_confirmed: self.node.is_confirmed,
         })
     }
 
     fn admit(&mut self, hello: &Hello) -> Result<Admission> {
         identity::check_name(&hello.name)?;
-        let known = self
-            .node
-            .met
-            .get(&hello.name)
-            .map(|&(incarnation, life)| Known {
-                uuid: [0; 16],
-                incarnation,
-                life: Some(life),
-                has_left: false,
-            });
+        let known = self.node.met.get(&hello.name).map(|met| Known {
+            uuid: [0; 16],
+            incarnation: met.incarnation,
+            life: Some(met.life),
+            has_left: false,
+        });
         let admission = incarnation::admit(hello, known.as_ref())?;
-        if admission == (Admission::Welcome { is_news: true }) {
-            // What was met was met, also where this transaction rolls back.
-            let life = (hello.incarnation, hello.life);
-            self.node.met.insert(hello.name.clone(), life);
+        if let Admission::Welcome { is_news } = admission {
+            self.node.meet(hello, is_news);
         }
         Ok(admission)
     }
 
     fn testimony(&mut self, name: &str) -> Result<Option<Testimony>> {
-        let met = self.node.met.get(name).copied();
-        Ok(met.map(|(incarnation, life)| {
-            let actor = identity::actor(name, incarnation);
+        let node = &self.node;
+        Ok(node.met.get(name).map(|met| {
+            let actor = identity::actor(name, met.incarnation);
             let known = |learned: &[u8]| clock(learned).get(actor.as_bytes());
+            let told = node.told.get(name).copied().unwrap_or(0);
+            let silent = node.last_met.get(name).map(|last| node.machine.now - last);
             Testimony {
-                incarnation,
-                life,
-                place: PLACE.into(),
-                silent_milliseconds: Some(0),
-                ceiling: known(&self.node.learned_frontier).max(known(&self.node.learned_ceiling)),
-                log_position: self.cursor(name).log_position,
+                incarnation: met.incarnation,
+                life: met.life,
+                place: met.place.clone(),
+                silent_milliseconds: silent,
+                ceiling: known(&node.learned_frontier).max(known(&node.learned_ceiling)),
+                log_position: self.cursor(name).log_position.max(told),
             }
         }))
     }
@@ -893,8 +1036,9 @@ impl Replica for Session<'_> {
     }
 
     fn absorb(&mut self, peer: &str, batch: &Batch, log_position: u64) -> Result<Absorbed> {
-        let is_accepted = |row: &&Row| self.node.refused != Some(row.name.as_str());
-        let rows: Vec<Row> = batch.rows.iter().filter(is_accepted).cloned().collect();
+        self.node.note_told(peer, log_position);
+        let accepted = batch.rows.iter().filter(|row| self.node.accepts(row));
+        let rows: Vec<Row> = accepted.cloned().collect();
         let is_whole = rows.len() == batch.rows.len();
         let changed = self.learn(peer, &rows)?;
         let mut cursor = self.cursor(peer);
@@ -928,10 +1072,11 @@ impl Replica for Session<'_> {
     }
 
     fn acknowledge(&mut self, peer: &str, claim: &Claim, log_position: u64) -> Result<()> {
+        self.node.note_told(peer, log_position);
         let mut cursor = self.cursor(peer);
         if cursor.claim.as_ref() != Some(claim) {
             cursor.claim = Some(claim.clone());
-            cursor.log_position = log_position;
+            cursor.log_position = cursor.log_position.max(log_position);
         }
         self.put_cursor(peer, cursor).map(|_| ())
     }
