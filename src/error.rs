@@ -288,6 +288,15 @@ pub fn peer_superseded(peer: &str, incarnation: u64) -> Error {
     .hint("It is told so and begins a new one, unless the later one is still there.")
 }
 
+/// A message that may have been on its way when its sender's server was started again.
+pub fn message_overtaken(peer: &str) -> Error {
+    Error::new(
+        SqlState::NotReady,
+        format!("node \"{peer}\" was started again since this connection last spoke for it"),
+    )
+    .hint("The next message is taken.")
+}
+
 /// A change counted before it was known in which life of the node, in a transaction that cannot see
 /// that it is known now.
 pub fn life_confirmed_meanwhile() -> Error {

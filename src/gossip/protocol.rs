@@ -499,6 +499,13 @@ pub trait Replica {
     /// Both contents are exact at one frontier and differ: counts it and asks for everything.
     fn mistrust(&mut self, peer: &str) -> Result<()>;
 
+    /// A peer asks which life it is in: what was on its way from it is overtaken from now on.
+    fn overtake(&mut self, peer: &str);
+
+    /// Whether a peer's message was not overtaken. If so remembers, in the same breath, where the
+    /// peer's transaction log stood.
+    fn takes(&mut self, peer: &str, log_position: u64) -> bool;
+
     /// Who this node knows to be alive.
     fn heartbeats(&mut self) -> Result<Heartbeats>;
 
@@ -558,12 +565,34 @@ fn speak_to_superseded(replica: &mut dyn Replica, peer: &str) -> Result<Message>
 
 /// Admits the speaker of a message. Whether one that asks which life it is in is the node or a copy of
 /// it, is not known yet, and so neither that the node is alive.
+///
+/// A request can be carried out after the server that sent it has ended. If its node was told before
+/// that what is known of it, and went on in its life, it uses again the numbers the request tells of.
+/// So a message is either counted in what the node is told when it asks, or refused afterwards.
 fn admit(replica: &mut dyn Replica, message: &Message) -> Result<Admission> {
-    let admission = replica.admit(&message.hello)?;
-    if let Admission::Welcome { .. } = admission {
-        replica.hear(&message.hello.name, &message.heartbeats)?;
+    let hello = &message.hello;
+    let admission = replica.admit(hello)?;
+    match admission {
+        Admission::Welcome { .. } => {
+            if !replica.takes(&hello.name, message.log_position) {
+                return Err(error::message_overtaken(&hello.name));
+            }
+            replica.hear(&hello.name, &message.heartbeats)?;
+        }
+        Admission::Asking => {
+            if !lived_elsewhere(replica, hello)? {
+                replica.overtake(&hello.name);
+            }
+        }
+        Admission::Superseded => {}
     }
     Ok(admission)
+}
+
+/// A copy that asks must not silence the node it was made of.
+fn lived_elsewhere(replica: &mut dyn Replica, hello: &Hello) -> Result<bool> {
+    let lived = replica.testimony(&hello.name)?;
+    Ok(lived.is_some_and(|lived| lived.place != hello.place))
 }
 
 /// Whether a peer knows more of this node than it does itself.

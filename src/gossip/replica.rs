@@ -51,10 +51,21 @@ pub struct Database<'s> {
     local: LocalNode,
     actor: String,
     space: String,
+    /// What the peer says now, it did not say before this.
+    spoken_since: i64,
 }
 
 impl<'s> Database<'s> {
     pub fn open(spi: &'s Session, standpoint: Standpoint) -> Result<Self> {
+        Self::open_for_message(spi, standpoint, statistics::now())
+    }
+
+    /// For a message that the peer began to send at `spoken_since` or later.
+    pub fn open_for_message(
+        spi: &'s Session,
+        standpoint: Standpoint,
+        spoken_since: i64,
+    ) -> Result<Self> {
         // SAFETY: a plain getter.
         if unsafe { pg_sys::RecoveryInProgress() } {
             return Err(error::in_recovery());
@@ -66,6 +77,7 @@ impl<'s> Database<'s> {
             actor: identity::actor(&local.name, local.incarnation),
             space: node::place().space(local.incarnation),
             local,
+            spoken_since,
         })
     }
 
@@ -594,7 +606,6 @@ impl Replica for Database<'_> {
     }
 
     fn absorb(&mut self, peer: &str, batch: &Batch, log_position: u64) -> Result<Absorbed> {
-        statistics::told(peer, log_position);
         let rows = self.admissible(peer, &batch.rows)?;
         let is_whole = rows.len() == batch.rows.len();
         let changed = self.learn(peer, &rows)?;
@@ -610,7 +621,6 @@ impl Replica for Database<'_> {
     }
 
     fn acknowledge(&mut self, peer: &str, claim: &Claim, log_position: u64) -> Result<()> {
-        statistics::told(peer, log_position);
         // Looked up first: the INSERT would lock the row, and so write, even to leave it alone.
         let known = self.spi.write(
             c"SELECT FROM coord.ack a
@@ -703,6 +713,14 @@ impl Replica for Database<'_> {
             );
         }
         Ok(())
+    }
+
+    fn overtake(&mut self, peer: &str) {
+        statistics::overtake(peer);
+    }
+
+    fn takes(&mut self, peer: &str, log_position: u64) -> bool {
+        statistics::takes(peer, self.spoken_since, log_position)
     }
 
     fn heartbeats(&mut self) -> Result<Heartbeats> {

@@ -384,6 +384,28 @@ fn a_message_that_comes_late_does_not_hide_how_far_its_sender_was() {
 }
 
 #[test]
+fn a_request_that_was_overtaken_by_a_restore_is_refused() {
+    let mut mesh = Mesh::new(2, 1);
+    record(&mut mesh, 0, "own", 1);
+    mesh.round(EVERYBODY);
+    mesh.round(EVERYBODY);
+    let copy = mesh.nodes[0].clone();
+    record(&mut mesh, 0, "lost", 1);
+    mesh.begin_exchange(0, 1);
+    mesh.overtake_all_of(0);
+    mesh.put_back(0, copy);
+    // Nobody knows that there was more, so the life goes on, and with it its transaction numbers.
+    mesh.round(EVERYBODY);
+    assert_eq!(mesh.nodes[0].actor(), "n0");
+    assert_eq!(total(&mesh, 1, "lost"), 0);
+    record(&mut mesh, 0, "later", 1);
+    mesh.rounds_to_converge(EVERYBODY, 6);
+    assert_eq!(total(&mesh, 1, "later"), 1);
+    mesh.satisfied.remove("lost");
+    mesh.check_end();
+}
+
+#[test]
 fn an_open_transaction_that_heard_a_node_tells_it_of_its_past() {
     let mut mesh = Mesh::new(2, 1);
     record(&mut mesh, 0, "own", 1);

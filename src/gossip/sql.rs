@@ -21,8 +21,38 @@ use crate::spi;
 use crate::varlena::SqlResult;
 
 thread_local! {
-    /// What the callers of `gossip_exchange` in this session have said.
-    static CALLERS: RefCell<HashMap<String, Heard>> = RefCell::default();
+    /// Who has called `gossip_exchange` in this session.
+    static CALLERS: RefCell<HashMap<String, Caller>> = RefCell::default();
+}
+
+struct Caller {
+    heard: Heard,
+    /// When this session last spoke for it, or began.
+    last_spoke: i64,
+}
+
+impl Caller {
+    fn new() -> Self {
+        Self {
+            heard: Heard::default(),
+            // SAFETY: set when the session began.
+            last_spoke: unsafe { pg_sys::MyStartTimestamp },
+        }
+    }
+}
+
+/// Answers a message, and remembers what its sender has said.
+fn answer(spi: &spi::Session, request: &Message) -> error::Result<Message> {
+    let peer = request.hello.name.clone();
+    CALLERS.with_borrow_mut(|callers| {
+        let caller = callers.entry(peer).or_insert_with(Caller::new);
+        let since = std::mem::replace(&mut caller.last_spoke, statistics::now());
+        let mut database = Database::open_for_message(spi, Standpoint::AfterCommit, since)?;
+        let response = protocol::respond(&mut database, request, &mut caller.heard);
+        // Who asks may go on on this connection.
+        caller.last_spoke = statistics::now();
+        Ok(response?.message)
+    })
 }
 
 /// What peers call: stores what a message brings and answers it.
@@ -40,16 +70,8 @@ fn gossip_exchange(message: &[u8]) -> SqlResult<Vec<u8>> {
     // Whoever speaks the version before reads only that.
     let version = Message::version(message)?;
     let peer = request.hello.name.clone();
-    let answer = spi::connect(|spi| {
-        let mut database = Database::open(spi, Standpoint::AfterCommit)?;
-        CALLERS.with_borrow_mut(|callers| {
-            let heard = callers.entry(peer.clone()).or_default();
-            protocol::respond(&mut database, &request, heard)?
-                .message
-                .encode(version)
-        })
-    })
-    .inspect_err(|failure| statistics::failed(&peer, &failure.to_string()))?;
+    let answer = spi::connect(|spi| answer(spi, &request)?.encode(version))
+        .inspect_err(|failure| statistics::failed(&peer, &failure.to_string()))?;
     background::flush_at_commit();
     if background::own_xid().is_some() {
         control::answered();

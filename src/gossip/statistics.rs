@@ -58,6 +58,8 @@ pub(super) struct Contact {
     last_met: i64,
     /// Where its transaction log stood, at the furthest.
     log_position: u64,
+    /// When it last asked which life it is in.
+    last_asked: i64,
     round_trip_microseconds: i64,
     rounds: i64,
     failures: i64,
@@ -82,6 +84,7 @@ impl Contact {
         last_failure: 0,
         last_met: 0,
         log_position: 0,
+        last_asked: 0,
         round_trip_microseconds: 0,
         rounds: 0,
         failures: 0,
@@ -122,7 +125,7 @@ pub fn register() {
     );
 }
 
-fn now() -> i64 {
+pub fn now() -> i64 {
     // SAFETY: reads the clock.
     unsafe { pg_sys::GetCurrentTimestamp() }
 }
@@ -276,12 +279,23 @@ pub fn met(peer: &str) {
     with_contact(peer, |contact| contact.last_met = now());
 }
 
-/// Where a peer's transaction log stood when it spoke. A transaction that has stored what it said and
-/// has not ended shows this to others by nothing else.
-pub fn told(peer: &str, log_position: u64) {
+/// A peer asks which life it is in.
+pub fn overtake(peer: &str) {
+    with_contact(peer, |contact| contact.last_asked = now());
+}
+
+/// Whether a peer has not asked since `spoken_since`. If so takes note of where its transaction log
+/// stood: at once, so that a message is either refused or counted in what the peer is told when it
+/// asks. A transaction that has stored it and has not ended shows it to others by nothing else.
+pub fn takes(peer: &str, spoken_since: i64, log_position: u64) -> bool {
+    let mut is_taken = true;
     with_contact(peer, |contact| {
-        contact.log_position = contact.log_position.max(log_position);
+        is_taken = contact.last_asked <= spoken_since;
+        if is_taken {
+            contact.log_position = contact.log_position.max(log_position);
+        }
     });
+    is_taken
 }
 
 /// The furthest that the log of a peer was told to be in its present life, since the server started.

@@ -39,6 +39,8 @@ struct Contact {
     peer: Peer,
     heard: Heard,
     round: Option<Round>,
+    /// When the message that is under way was sent.
+    asked_at: i64,
     /// Something changed while a round was under way.
     is_behind: bool,
     /// Rounds that failed since the last one that did not.
@@ -379,6 +381,7 @@ impl Worker {
                             peer,
                             heard: Heard::default(),
                             round: None,
+                            asked_at: 0,
                             is_behind: false,
                             failures: 0,
                             last_failure: None,
@@ -541,6 +544,7 @@ impl Worker {
         match composed {
             Ok(message) => {
                 statistics::step_done();
+                contact.asked_at = statistics::now();
                 let is_sent = self.transport.send(Request {
                     peer: name.to_owned(),
                     access: Arc::clone(&contact.peer.access),
@@ -574,10 +578,10 @@ impl Worker {
             return;
         };
         report_activity(Some(&format!("gossip with {name}")));
-        let heard = &mut contact.heard;
+        let (heard, asked_at) = (&mut contact.heard, contact.asked_at);
         let received = transaction(|spi| {
             let reply = Message::decode(&answer.bytes)?;
-            let mut database = Database::open(spi, Standpoint::BeforeCommit)?;
+            let mut database = Database::open_for_message(spi, Standpoint::BeforeCommit, asked_at)?;
             let next = round.receive(&mut database, heard, &reply)?;
             if round.received > 0 {
                 background::flush_at_commit();

@@ -74,6 +74,8 @@ struct Exchange {
     caller: Caller,
     /// The transaction that a user's whole round is in.
     whole: Option<Handle>,
+    /// When the request under way was sent.
+    sent_at: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -82,6 +84,7 @@ struct Request {
     from: usize,
     to: usize,
     caller: Caller,
+    sent_at: u64,
     bytes: Vec<u8>,
     /// A copy is answered to nobody.
     is_copy: bool,
@@ -149,6 +152,10 @@ pub struct Mesh {
     next_delayed: u64,
     deliveries: usize,
     lingering: Vec<Lingering>,
+    /// Requests of nodes that were put back since.
+    overtaken: Vec<Request>,
+    /// Counts what is sent and what is delivered.
+    moment: u64,
     last_converged: bool,
     /// What peers answered to a node that asks which life it is in.
     asked: BTreeMap<(usize, usize), Option<Testimony>>,
@@ -180,6 +187,8 @@ impl Mesh {
             next_delayed: 0,
             deliveries: 0,
             lingering: Vec::new(),
+            overtaken: Vec::new(),
+            moment: 0,
             last_converged: false,
             asked: BTreeMap::new(),
             has_restored: false,
@@ -261,11 +270,19 @@ impl Mesh {
         }
     }
 
+    fn next_moment(&mut self) -> u64 {
+        self.moment += 1;
+        self.moment
+    }
+
     fn session(&mut self, node: usize, handle: Handle, standpoint: Standpoint) -> Session<'_> {
+        let moment = self.next_moment();
         Session {
             node: &mut self.nodes[node],
             handle,
             standpoint,
+            moment,
+            spoken_since: moment,
         }
     }
 
@@ -295,6 +312,7 @@ impl Mesh {
             round,
             caller,
             whole,
+            sent_at: 0,
         };
         self.compose(id, exchange);
         id
@@ -305,6 +323,7 @@ impl Mesh {
         let memory = (from, to, caller, Side::Initiator);
         let mut heard = self.remembered(memory);
         let handle = exchange.whole.unwrap_or_else(|| self.nodes[from].begin());
+        exchange.sent_at = self.next_moment();
         let mut session = self.session(from, handle, Standpoint::BeforeCommit);
         let message = exchange
             .round
@@ -324,6 +343,7 @@ impl Mesh {
             from,
             to,
             caller,
+            sent_at: exchange.sent_at,
             bytes,
             is_copy: false,
         };
@@ -434,7 +454,10 @@ impl Mesh {
         let memory = (node, request.from, request.caller, Side::Responder);
         let mut heard = self.remembered(memory);
         let handle = self.nodes[node].begin();
-        let mut session = self.session(node, handle, Standpoint::AfterCommit);
+        let mut session = Session {
+            spoken_since: request.sent_at,
+            ..self.session(node, handle, Standpoint::AfterCommit)
+        };
         let answer = respond(&mut session, &message, &mut heard);
         self.heard.insert(memory, heard);
         let Ok(response) = answer else {
@@ -509,7 +532,10 @@ impl Mesh {
             Some(_) => Standpoint::BeforeCommit,
             None => Standpoint::AfterCommit,
         };
-        let mut session = self.session(from, handle, standpoint);
+        let mut session = Session {
+            spoken_since: exchange.sent_at,
+            ..self.session(from, handle, standpoint)
+        };
         let next = exchange.round.receive(&mut session, &mut heard, &message);
         let content = session.digest();
         self.heard.insert(memory, heard);

@@ -197,6 +197,8 @@ pub struct Node {
     last_met: BTreeMap<String, u64>,
     /// Where the log of each stood when it last spoke, also in a transaction that has not ended.
     told: BTreeMap<String, u64>,
+    /// When each last asked which life it is in.
+    last_asked: BTreeMap<String, u64>,
     /// How often it was put back: it may doubt its past then.
     restored: u8,
     /// Transactions that have a number and ended, and how many there were at the first start since it
@@ -237,6 +239,7 @@ impl Node {
             met: BTreeMap::new(),
             last_met: BTreeMap::new(),
             told: BTreeMap::new(),
+            last_asked: BTreeMap::new(),
             restored: 0,
             log_position: 0,
             started_at: 0,
@@ -486,6 +489,7 @@ impl Node {
         self.open.clear();
         self.last_met.clear();
         self.told.clear();
+        self.last_asked.clear();
         self.next_xid = self.latest_ended + 1;
         // A second start does not know better than the first, which asked in vain.
         if self.is_confirmed {
@@ -565,9 +569,15 @@ impl Node {
         self.last_met.insert(hello.name.clone(), self.machine.now);
     }
 
-    fn note_told(&mut self, peer: &str, log_position: u64) {
+    fn takes(&mut self, peer: &str, spoken_since: u64, log_position: u64) -> bool {
+        let is_overtaken =
+            (self.last_asked.get(peer)).is_some_and(|last_asked| *last_asked > spoken_since);
+        if is_overtaken {
+            return false;
+        }
         let told = self.told.entry(peer.to_owned()).or_default();
         *told = log_position.max(*told);
+        true
     }
 
     pub fn was_put_back(&self) -> bool {
@@ -757,6 +767,9 @@ pub struct Session<'n> {
     pub node: &'n mut Node,
     pub handle: Handle,
     pub standpoint: Standpoint,
+    pub moment: u64,
+    /// What is received now was not said before this moment.
+    pub spoken_since: u64,
 }
 
 impl Session<'_> {
@@ -1036,7 +1049,6 @@ impl Replica for Session<'_> {
     }
 
     fn absorb(&mut self, peer: &str, batch: &Batch, log_position: u64) -> Result<Absorbed> {
-        self.node.note_told(peer, log_position);
         let accepted = batch.rows.iter().filter(|row| self.node.accepts(row));
         let rows: Vec<Row> = accepted.cloned().collect();
         let is_whole = rows.len() == batch.rows.len();
@@ -1072,7 +1084,6 @@ impl Replica for Session<'_> {
     }
 
     fn acknowledge(&mut self, peer: &str, claim: &Claim, log_position: u64) -> Result<()> {
-        self.node.note_told(peer, log_position);
         let mut cursor = self.cursor(peer);
         if cursor.claim.as_ref() != Some(claim) {
             cursor.claim = Some(claim.clone());
@@ -1118,6 +1129,14 @@ impl Replica for Session<'_> {
         cursor.resync = true;
         cursor.position = None;
         self.put_cursor(peer, cursor).map(|_| ())
+    }
+
+    fn overtake(&mut self, peer: &str) {
+        self.node.last_asked.insert(peer.to_owned(), self.moment);
+    }
+
+    fn takes(&mut self, peer: &str, log_position: u64) -> bool {
+        self.node.takes(peer, self.spoken_since, log_position)
     }
 
     fn heartbeats(&mut self) -> Result<Heartbeats> {

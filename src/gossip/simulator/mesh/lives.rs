@@ -1,15 +1,14 @@
 //! Nodes that crash, are put back, and find out in which life they are.
 
 use super::super::node::{Change, Handle, Node};
-use super::{Lingering, Mesh, Parcel};
+use super::{Lingering, Mesh, Parcel, Request};
 use crate::node::incarnation::Testimony;
 
 impl Mesh {
     /// Puts a node back to an earlier copy.
     ///
-    /// What it has told arrives before or never: the far side gives up a request soon
-    /// (`statement_timeout`), and putting a database back takes longer. So it is known what the
-    /// others have of it. Whatever others say to it or to each other stays on its way.
+    /// What it has told arrives before, or once it knows its life again, when it is too late. So it is
+    /// known what the others have of it. Whatever others say to it or to each other stays on its way.
     pub fn restore(&mut self, node: usize, copy: Node) {
         self.end_what_was_told_by(node);
         self.put_back(node, copy);
@@ -27,6 +26,8 @@ impl Mesh {
         for request in self.take_requests(|request| request.from == node) {
             if self.random.percent(50) {
                 self.deliver_request(&request);
+            } else {
+                self.overtake(request);
             }
         }
         for answer in self.take_answers(|answer| answer.from == node) {
@@ -41,6 +42,20 @@ impl Mesh {
             for handle in self.nodes[place].handles_that_heard(&name) {
                 self.end_transaction(place, handle);
             }
+        }
+    }
+
+    fn overtake(&mut self, request: Request) {
+        self.overtaken.push(Request {
+            is_copy: true,
+            ..request
+        });
+    }
+
+    /// Whatever a node has asked comes after it was put back and knows its life again.
+    pub fn overtake_all_of(&mut self, node: usize) {
+        for request in self.take_requests(|request| request.from == node) {
+            self.overtake(request);
         }
     }
 
@@ -75,6 +90,7 @@ impl Mesh {
             return;
         };
         let testimonies: Vec<Testimony> = answers.into_iter().flatten().cloned().collect();
+        let actor = self.nodes[node].actor();
         if let Some(committed) = self.nodes[node].resolve_life(&testimonies) {
             // What the node was told before is about another life.
             self.heard.retain(|memory, _| memory.0 != node);
@@ -82,12 +98,28 @@ impl Mesh {
                 self.check_changes(node, &committed);
                 self.check_node(node);
             }
+            self.deliver_overtaken(node, &actor);
         }
         self.asked.retain(|(asker, _), _| *asker != node);
     }
 
+    /// To a life that goes on they are a danger. What belongs to one that is over may come or not; it
+    /// does not here, so that it is known what the others have of it.
+    fn deliver_overtaken(&mut self, node: usize, actor: &str) {
+        let late: Vec<Request> = (self.overtaken)
+            .extract_if(.., |request| request.from == node)
+            .collect();
+        if self.nodes[node].actor() != actor {
+            return;
+        }
+        for request in late {
+            self.deliver_request(&request);
+        }
+    }
+
     pub fn crash(&mut self, node: usize) {
         self.nodes[node].crash();
+        self.overtaken.retain(|request| request.to != node);
         self.asked.retain(|(asker, _), _| *asker != node);
         self.heard.retain(|memory, _| memory.0 != node);
         self.exchanges.retain(|_, exchange| exchange.from != node);
