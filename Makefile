@@ -9,17 +9,18 @@ export PG_CONFIG
 unexport MAKEFLAGS MFLAGS MAKELEVEL
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak bench install clean
+.PHONY: help demo test test-matrix soak bench install clean
 # The targets share one target directory and one installed library.
 .NOTPARALLEL:
 
 help:
-	@echo "make demo     set up, build, install, and show a mesh of databases at work"
-	@echo "make test     set up, build, install, and run every test"
-	@echo "make soak     the long tests at full size"
-	@echo "make bench    measure, always against something else in the same run"
-	@echo "make install  set up, build and install the extension"
-	@echo "make clean    remove what the build made"
+	@echo "make demo         set up, build, install, and show a mesh of databases at work"
+	@echo "make test         set up, build, install, and run every test"
+	@echo "make test-matrix  every test on PostgreSQL 15, 16 and 18, a mesh of all three, and pg_upgrade"
+	@echo "make soak         the long tests at full size"
+	@echo "make bench        measure, always against something else in the same run"
+	@echo "make install      set up, build and install the extension"
+	@echo "make clean        remove what the build made"
 	@echo
 	@echo 'PG_CONFIG=/path/to/pg_config    the server to build for, PostgreSQL 15 to 18'
 	@echo 'STAGES="rules sql" make test    some of: fmt clippy rules sql concurrency mesh'
@@ -30,6 +31,10 @@ demo: install
 
 test: install
 	@tests/tools/test.sh
+
+# It installs by itself, once for each server.
+test-matrix:
+	@tests/tools/matrix.sh
 
 soak: install
 	@tests/tools/soak.sh

@@ -61,7 +61,13 @@ find_pg_config() {
 	echo "$config"
 }
 
-# Sets pg_config, feature, bindir and pg_tests (PostgreSQL's own test tools).
+# Prints the folder of the test tools that came with the server of a pg_config.
+test_tools_of() {
+	(cd "$(dirname "$("$1" --pgxs)")/.." && echo "$PWD/test")
+}
+
+# Sets pg_config, feature, bindir and pg_tests (PostgreSQL's own test tools). PG_TEST_TOOLS names those
+# of another server, for one that comes without: they run the tests of any version.
 use_server() {
 	if [[ -n ${pg_config:-} ]]; then return; fi
 	pg_config=$(find_pg_config) || die "no working pg_config${PG_CONFIG:+ at $PG_CONFIG}: run tests/tools/setup.sh"
@@ -70,7 +76,7 @@ use_server() {
 	is_supported "$major" || die "$pg_config is of PostgreSQL $major; 15 to 18 are supported"
 	feature=pg$major
 	bindir=$("$pg_config" --bindir)
-	pg_tests=$(cd "$(dirname "$("$pg_config" --pgxs)")/.." && pwd)/test
+	pg_tests=${PG_TEST_TOOLS:-$(test_tools_of "$pg_config")}
 	# shellcheck disable=SC2034 # used by the scripts that source this one
 	readonly pg_config feature bindir pg_tests
 }
@@ -89,6 +95,10 @@ make_workdir() {
 	if ! as_server test -w "$work"; then
 		rmdir "$work"
 		die "user $server_user cannot enter $work: set TMPDIR to a folder that it can"
+	fi
+	if ! as_server test -x "$bindir/postgres"; then
+		rmdir "$work"
+		die "user $server_user cannot run the server in $bindir"
 	fi
 	cp -R "$root/tests" "$work/tests"
 	if [[ $EUID -eq 0 ]]; then chown -R "$server_user" "$work/tests"; fi

@@ -6,6 +6,7 @@
 #   STAGES="rules sql" tests/tools/test.sh                 these stages
 #   STAGES=sql TESTS="clock crdt" tests/tools/test.sh      these files of sql, concurrency, mesh
 #   STAGES=soak tests/tools/test.sh                        the long mesh tests, which are not in everything
+#   STAGES=matrix                                          those of several versions; see matrix.sh
 #
 # A failing stage does not keep the next ones from running.
 set -euo pipefail
@@ -186,7 +187,8 @@ run_stage() {
 	concurrency) stage_regress concurrency isolation/pg_isolation_regress isolation specs .spec ;;
 	mesh) stage_tap mesh "$mesh_limit" ;;
 	soak) stage_tap soak "$soak_limit" ;;
-	*) die "no stage $1; there are: $all_stages, and soak" ;;
+	matrix) stage_tap matrix "$mesh_limit" ;;
+	*) die "no stage $1; there are: $all_stages, and soak, matrix" ;;
 	esac
 }
 

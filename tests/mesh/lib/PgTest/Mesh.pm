@@ -75,21 +75,18 @@ sub new
 	return $self;
 }
 
-=head2 add($name, conf => '...', folder => '...')
+=head2 add($name, conf => '...', folder => '...', install_path => '...')
 
 Creates and starts one more node: a server with the extension in database postgres and a node name,
-and no peers yet. With a folder its data lies there, in small segments of transaction log. Returns its
-PostgreSQL::Test::Cluster.
+and no peers yet. With a folder its data lies there, in small segments of transaction log; with an
+install_path it is the server there. Returns its PostgreSQL::Test::Cluster.
 
 =cut
 
 sub add
 {
 	my ($self, $name, %params) = @_;
-	my $node = PostgreSQL::Test::Cluster->new($name);
-	my @segments = $params{folder} ? ('--wal-segsize=1') : ();
-	$node->init(allows_streaming => 'logical', extra => [ '--no-locale', '-E', 'UTF8', @segments ]);
-	$node->append_conf('postgresql.conf', join("\n", $settings, $self->{conf}, $params{conf} // ''));
+	my $node = $self->server($name, %params);
 	_move($node->data_dir, "$params{folder}/$name") if $params{folder};
 	$self->{nodes}{$name} = $node;
 	push @{ $self->{names} }, $name;
@@ -97,6 +94,37 @@ sub add
 	$node->safe_psql('postgres', 'CREATE EXTENSION pg_test');
 	$node->safe_psql('postgres', "SELECT coord.node_init('$name')");
 	return $node;
+}
+
+=head2 server($name, %params)
+
+A server as add makes it, not started and not yet a node; also C<port> and C<initdb>, more options of it.
+
+=cut
+
+sub server
+{
+	my ($self, $name, %params) = @_;
+	my %place = map { $_ => $params{$_} } grep { defined $params{$_} } 'install_path', 'port';
+	my $node = PostgreSQL::Test::Cluster->new($name, %place);
+	my @options = ('--no-locale', '-E', 'UTF8', $params{folder} ? ('--wal-segsize=1') : (), @{ $params{initdb} // [] });
+	$node->init(allows_streaming => 'logical', extra => \@options);
+	$node->append_conf('postgresql.conf', join("\n", $settings, $self->{conf}, $params{conf} // ''));
+	return $node;
+}
+
+=head2 replace($name, $node)
+
+Another server takes the node's place, as after pg_upgrade.
+
+=cut
+
+sub replace
+{
+	my ($self, $name, $node) = @_;
+	$self->node($name);
+	$self->{nodes}{$name} = $node;
+	return;
 }
 
 sub _move
