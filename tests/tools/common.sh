@@ -81,6 +81,15 @@ use_server() {
 	readonly pg_config feature bindir pg_tests
 }
 
+# Whoever may write the server's folders installs directly, root or the owner of a private server.
+as_installer() {
+	if [[ -w $("$pg_config" --pkglibdir) && -w $("$pg_config" --sharedir)/extension ]]; then
+		"$@"
+	else
+		as_root "$@"
+	fi
+}
+
 # Makes the work folder $work, which belongs to the user the servers run as: PostgreSQL refuses to
 # run as root, and that user may not be able to enter the checkout.
 make_workdir() {

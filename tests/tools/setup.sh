@@ -130,15 +130,6 @@ toolchain() {
 
 # ---- install
 
-# Whoever may write the server's folders installs directly, root or the owner of a private server.
-as_installer() {
-	if [[ -w $("$pg_config" --pkglibdir) && -w $("$pg_config" --sharedir)/extension ]]; then
-		"$@"
-	else
-		as_root "$@"
-	fi
-}
-
 # Not `cargo pgrx install --sudo`: it overwrites the library in place, which crashes every server
 # that has it loaded. install(1) puts a new file there, and sets the mode.
 install_extension() {

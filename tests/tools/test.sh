@@ -118,6 +118,15 @@ stage_regress() {
 
 # ---- mesh and soak: several real servers
 
+# What earlier versions installed: updates begin with it.
+install_earlier_versions() {
+	local file folder
+	folder=$("$pg_config" --sharedir)/extension
+	for file in tests/upgrade/"$extension"--*.sql; do
+		if ! cmp -s "$file" "$folder/$(basename "$file")"; then as_installer install -m 644 "$file" "$folder/"; fi
+	done
+}
+
 # Prints a folder on a file system that is easily full; nothing where none can be mounted.
 small_disk() {
 	local dir=$work/small
@@ -139,6 +148,7 @@ stage_tap() {
 	fi
 	as_server mkdir -p "$work/$stage/tmp_check/log"
 	disk=$(small_disk)
+	install_earlier_versions
 	for name in "${list[@]}"; do
 		log=$work/$stage-$name.log
 		status=0

@@ -75,11 +75,12 @@ sub new
 	return $self;
 }
 
-=head2 add($name, conf => '...', folder => '...', install_path => '...')
+=head2 add($name, conf => '...', folder => '...', install_path => '...', version => '...')
 
 Creates and starts one more node: a server with the extension in database postgres and a node name,
 and no peers yet. With a folder its data lies there, in small segments of transaction log; with an
-install_path it is the server there. Returns its PostgreSQL::Test::Cluster.
+install_path it is the server there; with a version the extension is that one. Returns its
+PostgreSQL::Test::Cluster.
 
 =cut
 
@@ -91,7 +92,8 @@ sub add
 	$self->{nodes}{$name} = $node;
 	push @{ $self->{names} }, $name;
 	$node->start;
-	$node->safe_psql('postgres', 'CREATE EXTENSION pg_test');
+	my $version = $params{version} ? "VERSION '$params{version}'" : '';
+	$node->safe_psql('postgres', "CREATE EXTENSION pg_test $version");
 	$node->safe_psql('postgres', "SELECT coord.node_init('$name')");
 	return $node;
 }
