@@ -90,10 +90,10 @@ pub fn hear(own_name: &str, peer: &str, heartbeats: &Heartbeats) -> Result<()> {
     database.heartbeat.fetch_max(own, Ordering::AcqRel);
     let (now, threshold) = (awake_now(database), guc::PHI_THRESHOLD.get());
     with_all_contacts(|contact| {
-        let name = contact.peer.text();
         if let Some(pulse) = &mut contact.pulse {
-            pulse.hear_count(now, counts.get(name.as_bytes()), threshold);
-            if name == peer {
+            let name = contact.peer.bytes();
+            pulse.hear_count(now, counts.get(name), threshold);
+            if name == peer.as_bytes() {
                 pulse.hear_message(now, heartbeats.interval_milliseconds, own_interval());
             }
         }

@@ -40,8 +40,12 @@ impl<const N: usize> Text<N> {
         }
     }
 
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.length)]
+    }
+
     pub(super) fn text(&self) -> String {
-        String::from_utf8_lossy(&self.bytes[..usize::from(self.length)]).into_owned()
+        String::from_utf8_lossy(self.bytes()).into_owned()
     }
 }
 

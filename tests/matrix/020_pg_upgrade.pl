@@ -5,6 +5,7 @@ use strict;
 use warnings;
 
 use File::Copy ();
+use PgTest::Counter;
 use PgTest::Mesh;
 use PostgreSQL::Test::Utils ();
 use Test::More;
@@ -14,35 +15,8 @@ my $mesh = PgTest::Mesh->new(conf => "coord.gossip_interval = '100ms'");
 $mesh->add($_, install_path => $old_server) foreach 'a', 'b';
 $mesh->join_all;
 
-my $satisfied = q{SELECT coord.constraint_satisfied(value) FROM coord.state WHERE name = 's'};
-my $ids = q{SELECT string_agg(id, ',' ORDER BY id) FROM coord.state, coord.constraint_ids(value) id WHERE name = 's'};
+my $counter = PgTest::Counter->new($mesh);
 my $life = q{SELECT format('%s %s', incarnation, coord.node_actor()) FROM coord.local_node};
-my $counted = 0;
-
-# Each change is one more check and another id, so that a counter used twice would show.
-sub record
-{
-	my ($name, $times) = @_;
-	foreach my $place (1 .. $times)
-	{
-		$counted++;
-		$mesh->sql($name, "SELECT coord.state_record_satisfied('s', 1), coord.state_add_constraint('s', 'id$counted')");
-	}
-	return;
-}
-
-sub has_all
-{
-	my ($what) = @_;
-	$mesh->converges("$what: both converge");
-	my $expected = join ',', sort map { "id$_" } 1 .. $counted;
-	foreach my $name ($mesh->names)
-	{
-		is($mesh->sql($name, $satisfied), $counted, "$what: node $name has every count, once");
-		is($mesh->sql($name, $ids), $expected, "$what: node $name has every constraint");
-	}
-	return;
-}
 
 # Since a security release (15.20 is of it) servers mark each column of every table with an option that
 # 18.4, which is older, cannot read; its pg_upgrade then fails, with or without this extension. A cluster
@@ -96,13 +70,13 @@ CREATE INDEX ON own USING hash (seen);
 INSERT INTO own SELECT n, coord.vclock_increment('{}', 'x' || n), coord.hlc_now(),
                        coord.constraint_add(coord.constraint_state(), 'i' || n, 'x') FROM generate_series(1, 100) n;
 SQL
-record('a', 3);
-record('b', 2);
+$counter->record('a', 3);
+$counter->record('b', 2);
 # A clock far ahead of the wall: after the upgrade the wall alone cannot make stamps larger.
 $mesh->sql('a', q{SELECT coord.hlc_observe(coord.hlc(clock_timestamp() + interval '4 min', 0))});
 $mesh->sql('a', q{SELECT coord.state_move('s', 1, 1)});
 my $stamp = $mesh->sql('a', 'SELECT coord.max(coord.hlc_now()) FROM generate_series(1, 1000)');
-has_all('on 15');
+$counter->is_whole('on 15');
 
 my %of = (
 	'the states' => q{SELECT md5(string_agg(format('%s %s', name, encode(value::bytea, 'hex')), E'\n' ORDER BY name)), count(*) FROM coord.state},
@@ -120,7 +94,7 @@ my %before = map { $_ => $mesh->sql('a', $of{$_}) } keys %of;
 # ---- a is upgraded
 
 stop_for_upgrade('a');
-record('b', 2);
+$counter->record('b', 2);
 $mesh->node('b')->stop;
 my ($old, $new) = upgrade('a');
 File::Copy::copy($old->data_dir . '/pg_test.hlc', $new->data_dir . '/pg_test.hlc') or die "pg_test.hlc: $!";
@@ -131,16 +105,16 @@ is($mesh->sql('a', 'SELECT count(*) FROM coord.state WHERE digest <> coord.state
 is($mesh->sql('a', "SET enable_seqscan = off; SELECT count(*) FROM own WHERE at OPERATOR(coord.<=) '$stamp' AND seen OPERATOR(coord.=) '{\"x7\":1}'"), '1', 'indexes work');
 is($mesh->sql('a', "SELECT coord.hlc_now() OPERATOR(coord.>) '$stamp'"), 't', 'the clock goes on above every stamp given out before');
 is($mesh->sql('a', $life), '1 a#0', 'until the peer has answered, it counts under an actor of its own');
-record('a', 2);
+$counter->record('a', 2);
 
 $mesh->node('b')->start;
 $mesh->wait_for('a', $life, '2 a#2', 'by itself it begins a new life');
 is($mesh->sql('a', q{SELECT reason FROM coord.incarnation_log WHERE node = 'a' AND incarnation = 2}),
 	'restored into another server', 'and says why');
-has_all('with 15 and 18');
-record('a', 3);
-record('b', 3);
-has_all('after changes on both');
+$counter->is_whole('with 15 and 18');
+$counter->record('a', 3);
+$counter->record('b', 3);
+$counter->is_whole('after changes on both');
 is($mesh->sql('b', q{SELECT string_agg(format('%s %s', incarnation, event), ',' ORDER BY incarnation) FROM coord.incarnation_log WHERE node = 'a' AND incarnation > 1}),
 	'2 met', 'its peer took note of the new life');
 $mesh->wait_for($_, 'SELECT ok FROM coord.health()', 't', "node $_ is in good health") foreach $mesh->names;
@@ -158,28 +132,28 @@ $new->stop;
 $mesh->replace('a', $old);
 $old->start;
 $mesh->wait_for('a', $life, '3 a#3', 'the old server takes over again, in one more life');
-has_all('back on 15');
-record('a', 2);
-has_all('after changes there');
+$counter->is_whole('back on 15');
+$counter->record('a', 2);
+$counter->is_whole('after changes there');
 $old->stop;
 $mesh->replace('a', $new);
 $new->start;
 $mesh->wait_for('a', $life, '4 a#4', 'and so does the new one');
-has_all('on 18 again');
+$counter->is_whole('on 18 again');
 
 # ---- b is upgraded too, its files linked, and without the file of its clock
 
 stop_for_upgrade('b');
-record('a', 1);
+$counter->record('a', 1);
 upgrade('b', '--link');
 $mesh->node('b')->start;
-record('b', 1);
+$counter->record('b', 1);
 $mesh->wait_for('b', $life, '2 b#2', 'b begins a new life too');
-has_all('on 18');
+$counter->is_whole('on 18');
 $mesh->sql('b', q{SELECT coord.state_move('s', 7, 7)});
 $mesh->wait_for('a', q{SELECT coord.constraint_position(value)::text FROM coord.state WHERE name = 's'}, '(7,7)',
 	'its clock went on from the stamps that its peer gave back');
-has_all('at the end');
+$counter->is_whole('at the end');
 
 # Nothing of the extension has come loose.
 $mesh->sql('b', 'DROP TABLE IF EXISTS own; SELECT coord.node_leave()');

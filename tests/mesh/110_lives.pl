@@ -5,6 +5,7 @@ use strict;
 use warnings;
 
 use File::Find ();
+use PgTest::Counter;
 use PgTest::Mesh;
 use PostgreSQL::Test::RecursiveCopy;
 use PostgreSQL::Test::Utils ();
@@ -13,36 +14,9 @@ use Test::More;
 my $mesh = PgTest::Mesh->new(names => [ 'a', 'b', 'c' ], conf => "coord.gossip_interval = '100ms'");
 $mesh->join_all;
 my $life = q{SELECT format('%s %s', incarnation, coord.node_actor()) FROM coord.local_node};
-my $total = q{SELECT coord.constraint_satisfied(value) FROM coord.state WHERE name = 's'};
-my $ids = q{SELECT string_agg(id, ',' ORDER BY id) FROM coord.state, coord.constraint_ids(value) id WHERE name = 's'};
+my $counter = PgTest::Counter->new($mesh);
 my $actors = q{SELECT string_agg(actor, ',') FROM coord.state, coord.vclock_entries(coord.constraint_context(value)) WHERE name = 's'};
 my $reasons = q{SELECT string_agg(format('%s: %s', incarnation, reason), E'\n' ORDER BY at) FROM coord.incarnation_log WHERE node = 'a' AND event = 'begun'};
-my $counted = 0;
-
-# Each change is another id and one more check, so that a counter used twice would show.
-sub record
-{
-	my ($name, $times) = @_;
-	foreach my $place (1 .. $times)
-	{
-		$counted++;
-		$mesh->sql($name, "SELECT coord.state_record_satisfied('s', 1), coord.state_add_constraint('s', 'id$counted')");
-	}
-	return;
-}
-
-sub has_all
-{
-	my ($what) = @_;
-	$mesh->converges("$what: the mesh converges");
-	my $expected = join ',', sort map { "id$_" } 1 .. $counted;
-	foreach my $name ($mesh->names)
-	{
-		is($mesh->sql($name, $total), $counted, "$what: node $name has every count, once");
-		is($mesh->sql($name, $ids), $expected, "$what: node $name has every constraint");
-	}
-	return;
-}
 
 sub data_of { return $mesh->node($_[0])->data_dir; }
 
@@ -60,8 +34,8 @@ sub roll_back
 	return;
 }
 
-record($_, 3) foreach $mesh->names;
-has_all('at first');
+$counter->record($_, 3) foreach $mesh->names;
+$counter->is_whole('at first');
 
 # ---- a restart
 
@@ -75,12 +49,12 @@ $mesh->node($_)->stop foreach $mesh->names;
 PostgreSQL::Test::Utils::system_or_bail('cp', '-a', data_of('a'), $snapshot);
 $mesh->node('a')->start;
 is($mesh->sql('a', $life), '1 a#0', 'until a peer has answered, it counts under an actor of its own');
-record('a', 4);
+$counter->record('a', 4);
 like($mesh->sql('a', $actors), qr/a#0/, 'and is used without waiting');
 is($mesh->sql('a', q{SELECT count(*) FROM coord.state WHERE is_provisional}), '1', 'such states are marked');
 $mesh->node($_)->start foreach 'b', 'c';
 $mesh->wait_for('a', $life, '1 a', 'peers that know nothing else let the life go on');
-has_all('after a start alone');
+$counter->is_whole('after a start alone');
 is($mesh->sql($_, $actors), 'a,b,c', "nobody is told of the provisional actor: node $_") foreach $mesh->names;
 is($mesh->sql('a', $reasons), '1: named', 'no other life began');
 
@@ -92,24 +66,24 @@ $mesh->node('a')->start;
 $mesh->wait_for('a', $life, '2 a#2', 'a node whose peers know more begins a new life');
 like($mesh->sql('a', $reasons), qr/^2: a peer knows of changes of this node up to transaction \d+, this node of those below \d+$/m,
 	'and says why');
-has_all('after a storage snapshot');
-record('a', 2);
-has_all('after changes of the new life');
+$counter->is_whole('after a storage snapshot');
+$counter->record('a', 2);
+$counter->is_whole('after changes of the new life');
 
 # The same again, with changes before the first contact: under the old actor they would collide.
 $mesh->node($_)->stop foreach $mesh->names;
 roll_back('a', $snapshot);
 $mesh->node('a')->start;
-record('a', 3);
+$counter->record('a', 3);
 $mesh->node($_)->start foreach 'b', 'c';
 $mesh->wait_for('a', $life, '3 a#3', 'a life that was begun before is not begun again');
-has_all('after changes before the first contact');
+$counter->is_whole('after changes before the first contact');
 
 # ---- a base backup
 
 $mesh->node('a')->backup('base');
-record('a', 2);
-has_all('after the backup');
+$counter->record('a', 2);
+$counter->is_whole('after the backup');
 $mesh->kill9('a');
 my $before = data_of('a') . '.before';
 rename data_of('a'), $before or die "could not move the data directory: $!";
@@ -118,8 +92,8 @@ chmod 0700, data_of('a');
 $mesh->restart_after_kill('a');
 $mesh->wait_for('a', $life, '4 a#4', 'a node restored from a base backup begins a new life');
 like($mesh->sql('a', $reasons), qr/^4: started from a copy of the data directory$/m, 'and says why');
-record('a', 1);
-has_all('after a base backup');
+$counter->record('a', 1);
+$counter->is_whole('after a base backup');
 
 # ---- a copy that runs beside the original
 
@@ -134,8 +108,8 @@ is($mesh->sql('b', q{SELECT count(DISTINCT place) > 1 FROM coord.incarnation_log
 $twin->poll_query_until('postgres', q{SELECT bool_or(last_error LIKE 'life 4 of this node goes on at %, this one is at %') FROM coord.peer_status})
   or diag($twin->safe_psql('postgres', 'SELECT peer, last_error FROM coord.peer_status'));
 is($twin->safe_psql('postgres', 'SELECT coord.node_actor()'), 'a#0', 'the copy counts under the provisional actor');
-record('a', 1);
-has_all('beside a copy');
+$counter->record('a', 1);
+$counter->is_whole('beside a copy');
 is($mesh->sql('a', $life), '4 a#4', 'the original goes on');
 $twin->stop;
 
@@ -165,8 +139,8 @@ $mesh->node('a')->backup('standby');
 my $standby = PostgreSQL::Test::Cluster->new('standby');
 $standby->init_from_backup($mesh->node('a'), 'standby', has_streaming => 1);
 $standby->start;
-record('a', 1);
-has_all('before the promotion');
+$counter->record('a', 1);
+$counter->is_whole('before the promotion');
 $mesh->node('a')->wait_for_catchup($standby);
 is($standby->safe_psql('postgres', 'SELECT coord.node_actor()'), 'a#4', 'a standby shows the life of its primary');
 my $port = $mesh->node('a')->port;
@@ -183,6 +157,6 @@ $standby->poll_query_until('postgres', q{SELECT incarnation = 5 AND coord.node_a
   or diag($standby->safe_psql('postgres', 'SELECT * FROM coord.local_node'));
 like($standby->safe_psql('postgres', $reasons), qr/^5: promoted or recovered to another timeline$/m, 'a promoted standby is a new life');
 $standby->safe_psql('postgres', q{SELECT coord.state_record_satisfied('s', 10)});
-$mesh->wait_for('b', "SELECT ($total) = " . ($counted + 10), 't', 'and goes on where the primary was');
+$mesh->wait_for('b', "SELECT coord.constraint_satisfied(value) = ${\ ($counter->counted + 10)} FROM coord.state WHERE name = 's'", 't', 'and goes on where the primary was');
 
 done_testing();
