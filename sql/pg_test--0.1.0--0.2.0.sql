@@ -1,4 +1,4 @@
--- 0.1.0 to 0.2.0: who is alive.
+-- 0.1.0 to 0.2.0: who is alive; a move follows what it replaces.
 \echo Use "ALTER EXTENSION pg_test UPDATE TO '0.2.0'" to load this file. \quit
 
 CREATE FUNCTION peer_liveness(OUT peer text, OUT state text, OUT phi double precision, OUT reason text)
@@ -125,3 +125,23 @@ CREATE OR REPLACE VIEW metrics AS
 COMMENT ON COLUMN peer_cursor.log_position IS 'furthest place that the transaction log of the peer was flushed to when it gave a part';
 COMMENT ON COLUMN ack.log_position IS 'furthest place that its transaction log was flushed to when it said so';
 COMMENT ON FUNCTION add_peer(text, text) IS 'adds a peer and makes it a voter; conninfo with host, port, dbname, user, password, passfile, sslmode, sslrootcert, sslcert, sslkey';
+
+CREATE FUNCTION state_stamp(state constraint_state) RETURNS hlc
+  LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'state_stamp_wrapper';
+COMMENT ON FUNCTION state_stamp(constraint_state) IS 'stamp for a move: above the clock, and above that of the position it replaces';
+
+REVOKE ALL ON FUNCTION state_stamp(constraint_state) FROM PUBLIC;
+
+-- The stamp is taken in the update itself, under the row lock, so that of two moves on one node
+-- the later one wins.
+CREATE OR REPLACE FUNCTION state_move(name text, x integer, y integer) RETURNS void
+  LANGUAGE sql VOLATILE STRICT SECURITY DEFINER
+  SET search_path = pg_catalog, coord, pg_temp
+  BEGIN ATOMIC
+    INSERT INTO coord.state AS s (name, value)
+      VALUES ($1, coord.constraint_move(coord.constraint_state(), $2, $3, coord.hlc_now(), coord.node_actor()))
+    ON CONFLICT ON CONSTRAINT state_pkey DO UPDATE
+      SET value = coord.constraint_move(s.value, $2, $3, coord.state_stamp(s.value), coord.node_actor()),
+          xid = greatest(s.xid, excluded.xid), local_xid = DEFAULT, learned_from = DEFAULT,
+          is_provisional = s.is_provisional OR excluded.is_provisional, changed_at = DEFAULT;
+  END;

@@ -91,6 +91,10 @@ CREATE FUNCTION state_record_violations(name text, n bigint) RETURNS void
   END;
 COMMENT ON FUNCTION state_record_violations(text, bigint) IS 'adds n violations to a state';
 
+CREATE FUNCTION state_stamp(state constraint_state) RETURNS hlc
+  LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'state_stamp_wrapper';
+COMMENT ON FUNCTION state_stamp(constraint_state) IS 'stamp for a move: above the clock, and above that of the position it replaces';
+
 -- The stamp is taken in the update itself, under the row lock, so that of two moves on one node
 -- the later one wins.
 CREATE FUNCTION state_move(name text, x integer, y integer) RETURNS void
@@ -100,7 +104,7 @@ CREATE FUNCTION state_move(name text, x integer, y integer) RETURNS void
     INSERT INTO coord.state AS s (name, value)
       VALUES ($1, coord.constraint_move(coord.constraint_state(), $2, $3, coord.hlc_now(), coord.node_actor()))
     ON CONFLICT ON CONSTRAINT state_pkey DO UPDATE
-      SET value = coord.constraint_move(s.value, $2, $3, coord.hlc_now(), coord.node_actor()),
+      SET value = coord.constraint_move(s.value, $2, $3, coord.state_stamp(s.value), coord.node_actor()),
           xid = greatest(s.xid, excluded.xid), local_xid = DEFAULT, learned_from = DEFAULT,
           is_provisional = s.is_provisional OR excluded.is_provisional, changed_at = DEFAULT;
   END;
@@ -210,7 +214,7 @@ COMMENT ON FUNCTION state_learn(text, text[], bytea[]) IS 'merges values that a 
 
 REVOKE ALL ON FUNCTION state_add_constraint(text, text), state_remove_constraint(text, text),
   state_record_satisfied(text, bigint), state_record_violations(text, bigint),
-  state_move(text, integer, integer), state_learn(text, text[], bytea[]),
+  state_move(text, integer, integer), state_stamp(constraint_state), state_learn(text, text[], bytea[]),
   state_insert_learned(text[], constraint_state[], text) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION state_add_constraint(text, text), state_remove_constraint(text, text),
   state_record_satisfied(text, bigint), state_record_violations(text, bigint),

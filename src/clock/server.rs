@@ -112,6 +112,14 @@ pub fn observe(remote: u64) -> Result<u64> {
     })
 }
 
+/// A stamp above one that this server already holds, however far ahead: it was admitted once.
+pub fn after(held: u64) -> Result<u64> {
+    let shared = shared()?;
+    advance(shared, |last| {
+        hlc::tick(last.max(held), physical_milliseconds())
+    })
+}
+
 /// Refuses a stamp from elsewhere that is too far ahead; works without preloading.
 pub fn check_drift(remote: u64) -> Result<()> {
     hlc::check_drift(physical_milliseconds(), remote, max_drift())

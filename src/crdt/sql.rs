@@ -8,6 +8,7 @@ use pgrx::{AnyNumeric, Internal, pg_sys};
 
 use super::constraint_state::{self, ConstraintState};
 use super::{digest, fold, text};
+use crate::clock::server;
 use crate::clock::vclock::Vclock;
 use crate::error::malformed_binary;
 use crate::varlena::{self, Flat, FlatResult, SqlResult};
@@ -104,6 +105,14 @@ fn constraint_violations(value: Flat) -> SqlResult<AnyNumeric> {
 #[pg_extern(sql = false)]
 fn satisfaction_rate(value: Flat) -> SqlResult<Option<f64>> {
     Ok(state(&value)?.satisfaction_rate())
+}
+
+/// The stamp of a move: what it replaces may be of a clock that was ahead, or of this server's own
+/// before it lost the file that keeps its clock from going back.
+#[pg_extern(sql = false)]
+fn state_stamp(value: Flat) -> SqlResult<i64> {
+    let held = state(&value)?.position().map_or(0, |position| position.at);
+    Ok(server::after(held)?.cast_signed())
 }
 
 #[pg_extern(sql = false)]

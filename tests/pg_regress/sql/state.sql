@@ -23,6 +23,11 @@ SELECT state_move('plan', 1, 1), state_move('plan', 2, -2);
 SELECT constraint_position(value) FROM state WHERE name = 'plan';
 SELECT state_move('plan', 3, 3);
 SELECT constraint_position(value), (value::jsonb #>> '{position,at}')::hlc < hlc_now() AS stamped, value::jsonb #>> '{position,actor}' AS actor FROM state WHERE name = 'plan';
+-- A move follows what it replaces, also where the clock has lost the stamps it gave out, and the clock follows it.
+SELECT hlc(hlc_time(hlc_now()) + interval '4 min', 0) AS ahead \gset
+UPDATE state SET value = constraint_move(value, 7, 7, :'ahead', 'elsewhere') WHERE name = 'plan';
+SELECT state_move('plan', 8, 8);
+SELECT constraint_position(value), (value::jsonb #>> '{position,at}')::hlc > :'ahead' AS stamped, hlc_now() > (value::jsonb #>> '{position,at}')::hlc AS followed FROM state WHERE name = 'plan';
 -- Each of them creates the state.
 SELECT state_record_satisfied('satisfied', 1), state_record_violations('violated', 2), state_move('moved', 5, 6), state_remove_constraint('removed', 'x');
 SELECT name, constraint_satisfied(value) AS satisfied, constraint_violations(value) AS violated, constraint_position(value) AS position, constraint_count(value) AS count
