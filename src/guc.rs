@@ -92,7 +92,7 @@ pub fn register() {
     );
     GucRegistry::define_float_guc(
         c"coord.phi_threshold",
-        c"Phi at which a silent peer is suspected; at half as much again it is dead.",
+        c"Phi at which a silent peer is suspected; at a quarter more it is dead.",
         c"A peer that is alive reaches n once in 10^n beats, if its beats come as they did before.",
         &PHI_THRESHOLD,
         1.0,

@@ -1,6 +1,7 @@
 //! A mesh in one process: the rules of gossip under loss, duplication, reordering, partition and
 //! crashes, from a seed. The same seed is the same run.
 
+mod detector;
 mod ledger;
 mod links;
 mod mesh;

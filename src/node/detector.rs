@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 use crate::clock::vclock::{self, Vclock};
 use crate::error::{Result, malformed_binary};
 
-/// Dead is half as sure again as suspect.
-const DEAD_FACTOR: f64 = 1.5;
+/// Dead is a quarter surer than suspect.
+const DEAD_FACTOR: f64 = 1.25;
 
 /// Beyond this a larger phi says nothing more.
 const MAX_PHI: f64 = 100.0;
@@ -29,9 +29,9 @@ const WEIGHT: f64 = 1.0 / 30.0;
 const MIN_DEVIATION_PART: f64 = 0.25;
 const MIN_DEVIATION: f64 = 100_000.0;
 
-/// A peer may miss half a beat, and at least this, for a pause that is no failure: a flush to a slow
+/// A peer may miss a beat, and pause at least this long, without having failed: a flush to a slow
 /// disk, a page of code to be loaded.
-const PAUSE_PART: f64 = 0.5;
+const PAUSE_PART: f64 = 1.0;
 const MIN_PAUSE: f64 = 500_000.0;
 
 /// A peer that does not count its beats is heard when it happens to be chosen: this many intervals.
@@ -298,7 +298,7 @@ mod tests {
     fn a_silent_peer_is_suspected_and_then_dead_within_four_seconds() {
         let (pulse, last) = regular(SECOND);
         assert_eq!(liveness(&pulse, last + 2 * SECOND), Liveness::Alive);
-        assert_eq!(liveness(&pulse, last + 3 * SECOND), Liveness::Suspect);
+        assert_eq!(liveness(&pulse, last + 3_350_000), Liveness::Suspect);
         assert_eq!(liveness(&pulse, last + 4 * SECOND), Liveness::Dead);
     }
 
@@ -354,7 +354,7 @@ mod tests {
             };
             restless.hear_count(now, count, THRESHOLD);
         }
-        let silence = 3 * SECOND;
+        let silence = 3_350_000;
         assert_eq!(liveness(&steady, last + silence), Liveness::Suspect);
         assert_eq!(liveness(&restless, now + silence), Liveness::Alive);
     }

@@ -51,7 +51,7 @@ $mesh->kill9('d');
 state_is($_, 'd', 'dead', "$_ sees that d is dead") foreach 'a', 'b', 'c';
 is($mesh->sql('a', q{SELECT status FROM coord.node WHERE name = 'd'}), 'dead', 'the roster says so too');
 like($mesh->sql('a', q{SELECT reason FROM coord.peer_status WHERE peer = 'd'}), qr/^heard \d+\.\d s ago$/, 'and why');
-cmp_ok($mesh->sql('a', q{SELECT phi FROM coord.peer_status WHERE peer = 'd'}), '>=', 12, 'phi is beyond half as much again as the threshold');
+cmp_ok($mesh->sql('a', q{SELECT phi FROM coord.peer_status WHERE peer = 'd'}), '>=', 10, 'phi is beyond the threshold by a quarter');
 like($mesh->sql('a', 'SELECT reason FROM coord.health()'), qr/^peer "d" is dead: heard \d+\.\d s ago; .*refused/, 'health() names it');
 
 my $told = $listener->query_safe('SELECT 1');

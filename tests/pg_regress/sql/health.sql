@@ -36,7 +36,7 @@ CALL pg_temp.wait_for($$ NOT reachable FROM coord.peer_status $$);
 CALL pg_temp.wait_for($$ state = 'dead' FROM coord.peer_status $$);
 SELECT ok, regexp_replace(reason, '[0-9.]+ s', 'N s') AS reason FROM health();
 SELECT detail->'peers'->'silent'->>'state' AS state, detail->'peers'->'silent'->'converged' AS converged FROM health();
-SELECT phi >= 12 AS phi, reason ~ '^never heard, listening for [0-9.]+ s$' AS reason, reachable FROM peer_status;
+SELECT phi >= 10 AS phi, reason ~ '^never heard, listening for [0-9.]+ s$' AS reason, reachable FROM peer_status;
 SELECT life_doubt();
 CALL pg_temp.wait_for('life_is_provisional()');
 SELECT ok, regexp_replace(reason, '[0-9.]+ s;', 'N s;') AS reason FROM health();
