@@ -141,7 +141,7 @@ CREATE VIEW peer_status AS
          l.states AS lag_states,
          s.refused, s.failures, s.last_failure, s.last_error,
          d.phi,
-         CASE WHEN d.peer IS NULL THEN 'no gossip worker runs here' ELSE d.reason END AS reason,
+         CASE WHEN d.peer IS NULL THEN 'not judged: no gossip worker runs here, or it has not looked yet' ELSE d.reason END AS reason,
          CASE WHEN s.last_failure >= coalesce(s.last_answer, '-infinity') THEN false
               WHEN s.last_answer IS NOT NULL THEN true END AS reachable
     FROM coord.peer p

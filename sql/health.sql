@@ -12,11 +12,11 @@ CREATE VIEW problem AS
   SELECT 2, NULL, 'no gossip worker runs: nothing that changes here is told by itself'
     FROM coord.local_node WHERE coord.gossip_worker() IS NULL
   UNION ALL
-  SELECT 3, NULL, 'the incarnation is not known: what is counted meanwhile is told later'
+  SELECT 3, NULL, 'the incarnation is not known: what is counted meanwhile is told once a peer has confirmed it'
     FROM coord.local_node WHERE coord.life_is_provisional()
   UNION ALL
   SELECT 4, c.peer, format('contents differ from those of peer "%s" at the same frontier', c.peer)
-    FROM coord.convergence c WHERE NOT c.digests_agree
+    FROM coord.convergence c WHERE NOT c.digests_agree AND NOT coord.life_is_provisional()
   UNION ALL
   SELECT CASE s.state WHEN 'dead' THEN 5 ELSE 6 END, s.peer,
          format('peer "%s" is %s: %s', s.peer, s.state, concat_ws('; ', s.reason, CASE WHEN NOT s.reachable THEN s.last_error END))

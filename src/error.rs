@@ -206,7 +206,9 @@ pub fn peer_exists(name: &str) -> Error {
         SqlState::DuplicateObject,
         format!("peer \"{name}\" already exists"),
     )
-    .hint("To change how it is reached, remove it first: SELECT coord.remove_peer(…).")
+    .hint(format!(
+        "To change how it is reached: ALTER SERVER \"coord_{name}\" OPTIONS (…), or ALTER USER MAPPING FOR CURRENT_USER SERVER \"coord_{name}\" OPTIONS (…)."
+    ))
 }
 
 pub fn peer_is_self(name: &str) -> Error {

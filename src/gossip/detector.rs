@@ -117,10 +117,10 @@ pub fn judge<'n>(
     let mut changes = Vec::new();
     for peer in peers {
         with_contact(peer, |contact| {
-            let pulse = *contact
+            let pulse = contact
                 .pulse
                 .get_or_insert_with(|| Pulse::expected(now, own_interval()));
-            let to = pulse.liveness(now, doubt, guc::PHI_THRESHOLD.get());
+            let to = pulse.judge(now, doubt, guc::PHI_THRESHOLD.get());
             let from = std::mem::replace(&mut contact.liveness, to);
             if from != to {
                 changes.push(Change {

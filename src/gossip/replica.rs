@@ -310,9 +310,9 @@ impl<'s> Database<'s> {
 
     /// Once per life, place and event: a node that is refused comes again every second.
     fn log_life(&self, hello: &Hello, event: &str, reason: &str) {
-        self.spi.write(
+        let logged = self.spi.write(
             c"INSERT INTO coord.incarnation_log (node, incarnation, life, place, event, reason)
-              VALUES ($1, $2, $3::uuid, $4, $5, $6) ON CONFLICT DO NOTHING",
+              VALUES ($1, $2, $3::uuid, $4, $5, $6) ON CONFLICT DO NOTHING RETURNING 1",
             &[
                 Value::Text(Some(&hello.name)),
                 Value::Int(hello.incarnation.cast_signed()),
@@ -322,6 +322,14 @@ impl<'s> Database<'s> {
                 Value::Text(Some(reason)),
             ],
         );
+        if !logged.is_empty() {
+            pgrx::log!(
+                "pg_test: {event} node \"{}\" in life {} at {}: {reason}",
+                hello.name,
+                hello.incarnation,
+                hello.place
+            );
+        }
     }
 
     /// Whether this node knows its life. When it does not, it remembers where its log ended when that

@@ -13,7 +13,7 @@ use crate::node::identity::MAX_NAME_BYTES;
 
 /// Peers of all databases of the server together.
 const SLOTS: usize = 256;
-const ERROR_BYTES: usize = 200;
+const ERROR_BYTES: usize = 500;
 
 #[derive(Clone, Copy)]
 pub(super) struct Text<const N: usize> {

@@ -32,9 +32,7 @@ pub fn connector(tls: &Tls) -> Result<MakeRustlsConnect, String> {
             let (certificates, key) = read_identity(identity)?;
             builder
                 .with_client_auth_cert(certificates, key)
-                .map_err(|failure| {
-                    credentials::refused("sslkey", &identity.key, &key_reason(&failure))
-                })?
+                .map_err(|failure| refused_identity(identity, &failure))?
         }
         _ => builder.with_no_client_auth(),
     };
@@ -105,10 +103,18 @@ fn read_certificates(option: &str, file: &Path) -> Result<Vec<CertificateDer<'st
     Ok(certificates)
 }
 
-fn key_reason(failure: &Error) -> String {
+/// Which of the two files is at fault, and why.
+fn refused_identity(identity: &Identity, failure: &Error) -> String {
+    let of_certificate =
+        |reason: &str| credentials::refused("sslcert", &identity.certificate, reason);
     match failure {
-        Error::InconsistentKeys(_) => "it is not the key of the certificate in sslcert".into(),
-        other => other.to_string(),
+        Error::InconsistentKeys(_) => credentials::refused(
+            "sslkey",
+            &identity.key,
+            "it is not the key of the certificate in sslcert",
+        ),
+        Error::InvalidCertificate(refused) => of_certificate(&certificate_reason(refused)),
+        other => credentials::refused("sslkey", &identity.key, &other.to_string()),
     }
 }
 
@@ -144,7 +150,13 @@ fn certificate_reason(refused: &CertificateError) -> String {
         CertificateError::UnknownIssuer => {
             "unknown issuer: it was not issued by an authority in sslrootcert".into()
         }
-        CertificateError::Other(other) => other.to_string(),
+        CertificateError::Other(other) => match other.to_string().as_str() {
+            "UnsupportedCertVersion" => "it is not an X.509 certificate of version 3".into(),
+            "CaUsedAsEndEntity" => {
+                "it is the certificate of an authority (CA:TRUE), not of a server".into()
+            }
+            reason => reason.to_owned(),
+        },
         other => other.to_string(),
     }
 }

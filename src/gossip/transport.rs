@@ -342,9 +342,16 @@ fn ssl_mode(endpoint: &Endpoint, access: &Access) -> ClientSslMode {
 /// What went wrong, in words for an administrator; the client library never names the password.
 fn describe(error: &tokio_postgres::Error) -> String {
     if let Some(reported) = error.as_db_error() {
-        let parts = [Some(reported.message()), reported.detail(), reported.hint()];
-        let parts: Vec<&str> = parts.into_iter().flatten().collect();
-        return format!("{}: {}", reported.code().code(), parts.join(": "));
+        let mut text = format!("{}: {}", reported.code().code(), reported.message());
+        // Both are sentences.
+        let sentences: Vec<&str> = [reported.detail(), reported.hint()]
+            .into_iter()
+            .flatten()
+            .collect();
+        if !sentences.is_empty() {
+            text = format!("{text}: {}", sentences.join(" "));
+        }
+        return text;
     }
     let mut text = error.to_string();
     let mut source = std::error::Error::source(error);

@@ -40,7 +40,7 @@ struct Contact {
     heard: Heard,
     round: Option<Round>,
     /// When the message that is under way was sent.
-    asked_at: i64,
+    sent_at: i64,
     /// Something changed while a round was under way.
     is_behind: bool,
     /// Rounds that failed since the last one that did not.
@@ -91,6 +91,8 @@ struct Worker {
     /// Whether the node knows in which life it is. Until then it asks.
     is_confirmed: bool,
     asking_since: Instant,
+    /// Why this node was last told that it is a copy.
+    refused_because: Option<String>,
     /// When the peers were last judged.
     last_judged: Instant,
     /// What the peers have been told to expect.
@@ -121,6 +123,7 @@ pub extern "C-unwind" fn pg_test_worker_main(argument: pg_sys::Datum) {
         extension: None,
         is_confirmed: false,
         asking_since: Instant::now(),
+        refused_because: None,
         last_judged: Instant::now(),
         told_interval: interval(),
         random: Instant::now().elapsed().as_nanos() as u64
@@ -381,7 +384,7 @@ impl Worker {
                             peer,
                             heard: Heard::default(),
                             round: None,
-                            asked_at: 0,
+                            sent_at: 0,
                             is_behind: false,
                             failures: 0,
                             last_failure: None,
@@ -457,6 +460,9 @@ impl Worker {
         });
         match resolved {
             Ok(Resolution::Wait { reason }) => {
+                if self.refused_because.replace(reason.clone()).as_ref() != Some(&reason) {
+                    pgrx::log!("pg_test: this node is refused as a copy: {reason}");
+                }
                 for name in self.names(|contact| matches!(contact.asked, Some(Asked::Answered(_))))
                 {
                     statistics::failed(&name, &reason);
@@ -544,7 +550,7 @@ impl Worker {
         match composed {
             Ok(message) => {
                 statistics::step_done();
-                contact.asked_at = statistics::now();
+                contact.sent_at = statistics::now();
                 let is_sent = self.transport.send(Request {
                     peer: name.to_owned(),
                     access: Arc::clone(&contact.peer.access),
@@ -578,10 +584,10 @@ impl Worker {
             return;
         };
         report_activity(Some(&format!("gossip with {name}")));
-        let (heard, asked_at) = (&mut contact.heard, contact.asked_at);
+        let (heard, sent_at) = (&mut contact.heard, contact.sent_at);
         let received = transaction(|spi| {
             let reply = Message::decode(&answer.bytes)?;
-            let mut database = Database::open_for_message(spi, Standpoint::BeforeCommit, asked_at)?;
+            let mut database = Database::open_for_message(spi, Standpoint::BeforeCommit, sent_at)?;
             let next = round.receive(&mut database, heard, &reply)?;
             if round.received > 0 {
                 background::flush_at_commit();

@@ -75,7 +75,7 @@ impl Heartbeats {
 }
 
 /// What this node thinks of a peer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Liveness {
     /// Nobody has judged yet.
     #[default]
@@ -107,7 +107,10 @@ pub struct Pulse {
     last_beat: i64,
     /// The last beat or message of the peer; before the first, when this node began to listen.
     last_sign: i64,
-    pub is_heard: bool,
+    is_heard: bool,
+    /// Only a sign of life takes back what was said of a peer: doubt keeps this node from accusing
+    /// others, and acquits nobody.
+    verdict: Liveness,
 }
 
 impl Pulse {
@@ -121,6 +124,7 @@ impl Pulse {
             last_beat: now,
             last_sign: now,
             is_heard: false,
+            verdict: Liveness::Unknown,
         };
         pulse.expect(interval);
         pulse
@@ -172,6 +176,7 @@ impl Pulse {
     fn sign(&mut self, now: i64) {
         self.last_sign = now;
         self.is_heard = true;
+        self.verdict = Liveness::Alive;
     }
 
     pub fn silence(&self, now: i64) -> i64 {
@@ -199,26 +204,28 @@ impl Pulse {
     }
 
     /// What to think of the peer, `threshold` being the phi at which it is suspected.
-    pub fn liveness(&self, now: i64, doubt: SelfDoubt, threshold: f64) -> Liveness {
+    pub fn judge(&mut self, now: i64, doubt: SelfDoubt, threshold: f64) -> Liveness {
         let phi = self.phi(now, doubt);
-        if phi >= (threshold * DEAD_FACTOR).min(MAX_PHI) {
+        let accusation = if phi >= (threshold * DEAD_FACTOR).min(MAX_PHI) {
             Liveness::Dead
         } else if phi >= threshold {
             Liveness::Suspect
-        } else if self.is_heard {
-            Liveness::Alive
         } else {
             Liveness::Unknown
-        }
+        };
+        self.verdict = self.verdict.max(accusation);
+        self.verdict
     }
 
     /// Why, in words for an administrator.
     pub fn reason(&self, now: i64) -> String {
         let seconds = self.silence(now) as f64 / 1e6;
-        if self.is_heard {
-            format!("heard {seconds:.1} s ago")
-        } else {
+        if !self.is_heard {
             format!("never heard, listening for {seconds:.1} s")
+        } else if self.verdict > Liveness::Alive {
+            format!("silent for {seconds:.1} s")
+        } else {
+            format!("heard {seconds:.1} s ago")
         }
     }
 }
@@ -274,8 +281,8 @@ mod tests {
         (pulse, now)
     }
 
-    fn liveness(pulse: &Pulse, now: i64) -> Liveness {
-        pulse.liveness(now, SelfDoubt::NONE, THRESHOLD)
+    fn liveness(mut pulse: Pulse, now: i64) -> Liveness {
+        pulse.judge(now, SelfDoubt::NONE, THRESHOLD)
     }
 
     #[test]
@@ -297,16 +304,16 @@ mod tests {
     #[test]
     fn a_silent_peer_is_suspected_and_then_dead_within_four_seconds() {
         let (pulse, last) = regular(SECOND);
-        assert_eq!(liveness(&pulse, last + 2 * SECOND), Liveness::Alive);
-        assert_eq!(liveness(&pulse, last + 3_350_000), Liveness::Suspect);
-        assert_eq!(liveness(&pulse, last + 4 * SECOND), Liveness::Dead);
+        assert_eq!(liveness(pulse, last + 2 * SECOND), Liveness::Alive);
+        assert_eq!(liveness(pulse, last + 3_350_000), Liveness::Suspect);
+        assert_eq!(liveness(pulse, last + 4 * SECOND), Liveness::Dead);
     }
 
     #[test]
     fn a_peer_that_was_never_heard_is_unknown_and_then_dead() {
         let pulse = Pulse::expected(0, SECOND);
-        assert_eq!(liveness(&pulse, SECOND), Liveness::Unknown);
-        assert_eq!(liveness(&pulse, 5 * SECOND), Liveness::Dead);
+        assert_eq!(liveness(pulse, SECOND), Liveness::Unknown);
+        assert_eq!(liveness(pulse, 5 * SECOND), Liveness::Dead);
         assert_eq!(pulse.reason(5 * SECOND), "never heard, listening for 5.0 s");
     }
 
@@ -314,9 +321,9 @@ mod tests {
     fn a_count_that_does_not_rise_is_no_sign_of_life() {
         let (mut pulse, last) = regular(SECOND);
         pulse.hear_count(last + 10 * SECOND, 100, THRESHOLD);
-        assert_eq!(liveness(&pulse, last + 10 * SECOND), Liveness::Dead);
+        assert_eq!(liveness(pulse, last + 10 * SECOND), Liveness::Dead);
         pulse.hear_count(last + 10 * SECOND, 101, THRESHOLD);
-        assert_eq!(liveness(&pulse, last + 10 * SECOND), Liveness::Alive);
+        assert_eq!(liveness(pulse, last + 10 * SECOND), Liveness::Alive);
     }
 
     #[test]
@@ -325,7 +332,7 @@ mod tests {
         let now = last + 10 * SECOND;
         pulse.hear_message(now, 1_000, SECOND);
         pulse.hear_count(now, 1, THRESHOLD);
-        assert_eq!(liveness(&pulse, now), Liveness::Alive);
+        assert_eq!(liveness(pulse, now), Liveness::Alive);
         assert_eq!(pulse.count, 100);
     }
 
@@ -355,28 +362,34 @@ mod tests {
             restless.hear_count(now, count, THRESHOLD);
         }
         let silence = 3_350_000;
-        assert_eq!(liveness(&steady, last + silence), Liveness::Suspect);
-        assert_eq!(liveness(&restless, now + silence), Liveness::Alive);
+        assert_eq!(liveness(steady, last + silence), Liveness::Suspect);
+        assert_eq!(liveness(restless, now + silence), Liveness::Alive);
     }
 
     #[test]
     fn a_peer_that_slows_down_says_so() {
         let (mut pulse, last) = regular(SECOND);
         pulse.hear_message(last, 60_000, SECOND);
-        assert_eq!(liveness(&pulse, last + 90 * SECOND), Liveness::Alive);
-        assert_eq!(liveness(&pulse, last + 240 * SECOND), Liveness::Dead);
+        assert_eq!(liveness(pulse, last + 90 * SECOND), Liveness::Alive);
+        assert_eq!(liveness(pulse, last + 240 * SECOND), Liveness::Dead);
     }
 
     #[test]
     fn a_starved_node_gives_others_more_time() {
-        let (pulse, last) = regular(SECOND);
+        let (mut pulse, last) = regular(SECOND);
         let now = last + 4 * SECOND;
         let (doubt, stalled) = SelfDoubt::NONE.after_look(2 * SECOND, SECOND);
         assert_eq!(stalled, 2 * SECOND);
-        assert_eq!(pulse.liveness(now, doubt, THRESHOLD), Liveness::Alive);
-        let (doubt, stalled) = doubt.after_look(1_000, SECOND);
-        assert_eq!((doubt, stalled), (SelfDoubt::NONE, 0));
-        assert_eq!(pulse.liveness(now, doubt, THRESHOLD), Liveness::Dead);
+        assert_eq!(pulse.judge(now, doubt, THRESHOLD), Liveness::Alive);
+        let (calm, stalled) = doubt.after_look(1_000, SECOND);
+        assert_eq!((calm, stalled), (SelfDoubt::NONE, 0));
+        assert_eq!(pulse.judge(now, calm, THRESHOLD), Liveness::Dead);
+        // Doubt takes nothing back; a sign of life does.
+        assert_eq!(pulse.judge(now, doubt, THRESHOLD), Liveness::Dead);
+        assert_eq!(pulse.reason(now), "silent for 4.0 s");
+        pulse.hear_message(now, 1_000, SECOND);
+        assert_eq!(pulse.judge(now, doubt, THRESHOLD), Liveness::Alive);
+        assert_eq!(pulse.reason(now), "heard 0.0 s ago");
     }
 
     #[test]

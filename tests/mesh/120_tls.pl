@@ -225,7 +225,7 @@ foreach my $mode ('verify-full', 'verify-ca', 'require', 'prefer')
 }
 serve('b', 'other-ca');
 reach(@with_password, sslmode => 'verify-ca', sslrootcert => path('other-ca.crt'));
-is_refused('server certificate refused: CaUsedAsEndEntity', 'an authority is no server');
+is_refused('server certificate refused: it is the certificate of an authority', 'an authority is no server');
 serve('b', 'foreign');
 write_file('trusted.crt', PostgreSQL::Test::Utils::slurp_file(path('ca.crt')));
 reach(@with_password, sslmode => 'verify-full', sslrootcert => path('trusted.crt'));

@@ -50,14 +50,15 @@ $listener->query_safe('LISTEN coord_node');
 $mesh->kill9('d');
 state_is($_, 'd', 'dead', "$_ sees that d is dead") foreach 'a', 'b', 'c';
 is($mesh->sql('a', q{SELECT status FROM coord.node WHERE name = 'd'}), 'dead', 'the roster says so too');
-like($mesh->sql('a', q{SELECT reason FROM coord.peer_status WHERE peer = 'd'}), qr/^heard \d+\.\d s ago$/, 'and why');
+like($mesh->sql('a', q{SELECT reason FROM coord.peer_status WHERE peer = 'd'}), qr/^silent for \d+\.\d s$/, 'and why');
 cmp_ok($mesh->sql('a', q{SELECT phi FROM coord.peer_status WHERE peer = 'd'}), '>=', 10, 'phi is beyond the threshold by a quarter');
-like($mesh->sql('a', 'SELECT reason FROM coord.health()'), qr/^peer "d" is dead: heard \d+\.\d s ago; .*refused/, 'health() names it');
+like($mesh->sql('a', 'SELECT reason FROM coord.health()'), qr/^peer "d" is dead: silent for \d+\.\d s; .*refused/, 'health() names it');
 
 my $told = $listener->query_safe('SELECT 1');
 my @payloads = map { decode_json($_) } $told =~ /with payload "(\{.*?\})"/g;
-is_deeply([ map { "$_->{node} $_->{previous} $_->{state}" } @payloads ], [ 'd alive suspect', 'd suspect dead' ],
-	'who listens is told of each change, once');
+my $changes = join ', ', map { "$_->{node} $_->{previous} $_->{state}" } @payloads;
+# Suspicion can be over before the next look.
+like($changes, qr/^(?:d alive suspect, d suspect dead|d alive dead)$/, 'who listens is told of each change, once');
 is_deeply([ sort keys %{ $payloads[0] } ], [qw(node phi previous reason state)], 'with phi and reason');
 
 record('a', 'b', 'c');

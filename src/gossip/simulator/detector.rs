@@ -98,7 +98,8 @@ impl Watch {
     }
 
     fn judges(&self, judge: usize, node: usize) -> Liveness {
-        self.pulses[judge][node].liveness(self.now, SelfDoubt::NONE, THRESHOLD)
+        let mut pulse = self.pulses[judge][node];
+        pulse.judge(self.now, SelfDoubt::NONE, THRESHOLD)
     }
 
     /// The worst that anybody who is up thinks of anybody who is up.
