@@ -46,6 +46,8 @@ struct Contact {
     /// Rounds that failed since the last one that did not.
     failures: u32,
     last_failure: Option<Instant>,
+    /// The last reason of those failures that went to the log.
+    logged_reason: String,
     /// It has been asked in which life this node is, and has answered or failed to.
     asked: Option<Asked>,
     liveness: Liveness,
@@ -388,6 +390,7 @@ impl Worker {
                             is_behind: false,
                             failures: 0,
                             last_failure: None,
+                            logged_reason: String::new(),
                             asked: None,
                             liveness: Liveness::Unknown,
                         },
@@ -618,6 +621,7 @@ impl Worker {
             contact.asked = Some(Asked::Answered(round.testimony));
         }
         contact.last_failure = None;
+        contact.logged_reason.clear();
         if std::mem::take(&mut contact.failures) > 0 {
             pgrx::log!("pg_test: peer \"{name}\" answers again");
         }
@@ -627,8 +631,8 @@ impl Worker {
         self.resolve_life();
     }
 
-    /// Counts the failure; the next round with this peer comes with the timer. Only the first of
-    /// a series is logged.
+    /// Counts the failure; the next round with this peer comes with the timer. Of a series of failures
+    /// each reason is logged when it is another one than before.
     fn round_failed(&mut self, name: &str, reason: &str) {
         statistics::step_failed();
         statistics::failed(name, reason);
@@ -640,7 +644,8 @@ impl Worker {
         contact.failures += 1;
         contact.asked = Some(Asked::Silent);
         contact.last_failure = Some(Instant::now());
-        if contact.failures == 1 {
+        if contact.logged_reason != reason {
+            reason.clone_into(&mut contact.logged_reason);
             pgrx::log!("pg_test: gossip with peer \"{name}\" failed: {reason}");
         }
         self.resolve_life();
