@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use pgrx::pg_sys;
 
 use super::control;
-use super::statistics::{Contact, all_contacts, with_all_contacts, with_contact};
+use super::statistics::{Contact, all_contacts, contact, with_all_contacts, with_contact};
 use crate::clock::vclock::{self, MAX_COUNTER, Vclock};
 use crate::error::Result;
 use crate::guc;
@@ -134,6 +134,11 @@ pub fn judge<'n>(
         });
     }
     changes
+}
+
+/// What a peer was last judged to be.
+pub fn liveness(peer: &str) -> Liveness {
+    contact(peer).map_or(Liveness::Unknown, |contact| contact.liveness)
 }
 
 /// Who is not a peer any more is not watched either.

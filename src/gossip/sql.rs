@@ -46,8 +46,8 @@ fn answer(spi: &spi::Session, request: &Message) -> error::Result<Message> {
     let peer = request.hello.name.clone();
     CALLERS.with_borrow_mut(|callers| {
         let caller = callers.entry(peer).or_insert_with(Caller::new);
-        let since = std::mem::replace(&mut caller.last_spoke, statistics::now());
-        let mut database = Database::open_for_message(spi, Standpoint::AfterCommit, since)?;
+        let mut database =
+            Database::open_for_message(spi, Standpoint::AfterCommit, caller.last_spoke)?;
         let response = protocol::respond(&mut database, request, &mut caller.heard);
         // Who asks may go on on this connection.
         caller.last_spoke = statistics::now();

@@ -129,6 +129,11 @@ pub fn register() {
     );
 }
 
+fn own_database() -> u32 {
+    // SAFETY: set before any function of this database runs.
+    unsafe { pg_sys::MyDatabaseId }.to_u32()
+}
+
 pub fn now() -> i64 {
     // SAFETY: reads the clock.
     unsafe { pg_sys::GetCurrentTimestamp() }
@@ -139,8 +144,7 @@ pub(super) fn with_contact(peer: &str, change: impl FnOnce(&mut Contact)) {
     if !is_preloaded() || peer.is_empty() {
         return;
     }
-    // SAFETY: set before any function of this database runs.
-    let database = unsafe { pg_sys::MyDatabaseId }.to_u32();
+    let database = own_database();
     let name = Text::<MAX_NAME_BYTES>::new(peer);
     let mut contacts = CONTACTS.exclusive();
     let place = contacts
@@ -166,8 +170,7 @@ pub(super) fn with_all_contacts(mut change: impl FnMut(&mut Contact)) {
     if !is_preloaded() {
         return;
     }
-    // SAFETY: set before any function of this database runs.
-    let database = unsafe { pg_sys::MyDatabaseId }.to_u32();
+    let database = own_database();
     let mut contacts = CONTACTS.exclusive();
     let mine = contacts.slots.iter_mut();
     mine.filter(|slot| slot.database == database)
@@ -179,8 +182,7 @@ pub(super) fn all_contacts() -> Vec<Contact> {
     if !is_preloaded() {
         return Vec::new();
     }
-    // SAFETY: set before any function of this database runs.
-    let database = unsafe { pg_sys::MyDatabaseId }.to_u32();
+    let database = own_database();
     let contacts = CONTACTS.share();
     let mine = contacts
         .slots
@@ -312,12 +314,12 @@ pub fn forget_log_position(peer: &str) {
     with_contact(peer, |contact| contact.log_position = 0);
 }
 
-fn contact(peer: &str) -> Option<Contact> {
+/// What is known of a peer.
+pub(super) fn contact(peer: &str) -> Option<Contact> {
     if !is_preloaded() {
         return None;
     }
-    // SAFETY: set before any function of this database runs.
-    let database = unsafe { pg_sys::MyDatabaseId }.to_u32();
+    let database = own_database();
     let name = Text::<MAX_NAME_BYTES>::new(peer);
     let contacts = CONTACTS.share();
     contacts

@@ -50,7 +50,6 @@ struct Contact {
     logged_reason: String,
     /// It has been asked in which life this node is, and has answered or failed to.
     asked: Option<Asked>,
-    liveness: Liveness,
 }
 
 /// What came of asking a peer in which life this node is.
@@ -73,7 +72,7 @@ impl Contact {
     }
 
     fn is_dead(&self) -> bool {
-        self.liveness == Liveness::Dead
+        detector::liveness(&self.peer.name) == Liveness::Dead
     }
 
     /// A peer that keeps failing is tried less often, up to every sixteenth interval.
@@ -245,9 +244,6 @@ impl Worker {
                 change.from.name(),
                 change.reason
             );
-            if let Some(contact) = self.contacts.get_mut(&change.peer) {
-                contact.liveness = change.to;
-            }
         }
         if changes.is_empty() {
             return;
@@ -316,7 +312,7 @@ impl Worker {
             if named.is_empty() {
                 return Ok(None);
             }
-            self.remove_left(spi);
+            Self::remove_left(spi);
             let is_confirmed = Database::open(spi, Standpoint::BeforeCommit)?.looks_at_life();
             Ok(Some((extension, peers::peers(spi, None)?, is_confirmed)))
         });
@@ -342,7 +338,7 @@ impl Worker {
         }
     }
 
-    fn remove_left(&self, spi: &Session) {
+    fn remove_left(spi: &Session) {
         let left = spi.write(
             c"SELECT p.name, coord.remove_peer(p.name)
                 FROM coord.peer p JOIN coord.roster r ON r.name = p.name
@@ -350,12 +346,10 @@ impl Worker {
             &[],
         );
         for name in (0..left.len()).filter_map(|row| left.get::<String>(row, 0)) {
-            let contact = self.contacts.get(&name);
-            let from = contact.map_or(Liveness::Unknown, |contact| contact.liveness);
             announce(
                 spi,
                 &name,
-                from,
+                detector::liveness(&name),
                 "left",
                 None,
                 "said that it leaves the mesh",
@@ -392,7 +386,6 @@ impl Worker {
                             last_failure: None,
                             logged_reason: String::new(),
                             asked: None,
-                            liveness: Liveness::Unknown,
                         },
                     );
                 }
