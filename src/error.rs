@@ -4,6 +4,7 @@
 //! error. The style is PostgreSQL's own: the message starts in lower case and has no full stop,
 //! DETAIL and HINT are full sentences.
 
+use std::ffi::CStr;
 use std::fmt;
 
 /// SQLSTATEs in use. The five characters are the contract with callers.
@@ -23,6 +24,10 @@ pub enum SqlState {
     IoError,
     ActiveTransaction,
     SerializationFailure,
+    LockNotAvailable,
+    CheckViolation,
+    FeatureNotSupported,
+    UndefinedColumn,
 }
 
 impl SqlState {
@@ -42,6 +47,10 @@ impl SqlState {
             Self::IoError => "58030",
             Self::ActiveTransaction => "25001",
             Self::SerializationFailure => "40001",
+            Self::LockNotAvailable => "55P03",
+            Self::CheckViolation => "23514",
+            Self::FeatureNotSupported => "0A000",
+            Self::UndefinedColumn => "42703",
         }
     }
 }
@@ -53,6 +62,8 @@ pub struct Error {
     pub message: String,
     pub detail: Option<String>,
     pub hint: Option<String>,
+    /// Name of the constraint that was violated, for clients that look at it.
+    pub constraint: Option<&'static CStr>,
 }
 
 pub type Result<T> = std::result::Result<T, Error>;
@@ -76,6 +87,7 @@ impl Error {
             message: message.into(),
             detail: None,
             hint: None,
+            constraint: None,
         }
     }
 
@@ -362,4 +374,119 @@ pub fn node_left(name: &str) -> Error {
         format!("node \"{name}\" has left the mesh"),
     )
     .hint("To take it in again, add it as a peer on both sides.")
+}
+
+/// A database that runs on a new place, or was just started, and has not heard yet which life it is in.
+pub fn life_unknown() -> Error {
+    Error::new(
+        SqlState::NotReady,
+        "this node does not know yet in which life it is",
+    )
+    .detail("Until a peer has confirmed it, an epoch could be granted that an earlier life has granted too.")
+    .hint("Try again once a peer has answered; SELECT * FROM coord.problem says what is missing.")
+}
+
+/// A lease that somebody else has, or is waiting for.
+pub fn lease_held(resource: &str, detail: impl Into<String>) -> Error {
+    Error::new(
+        SqlState::LockNotAvailable,
+        format!("lease \"{resource}\" is held"),
+    )
+    .detail(detail)
+}
+
+/// A lease that is free, but that transactions in flight have written under, or that others acquire.
+pub fn lease_busy(resource: &str, detail: impl Into<String>, hint: &str) -> Error {
+    Error::new(
+        SqlState::LockNotAvailable,
+        format!("lease \"{resource}\" cannot change its holder now"),
+    )
+    .detail(detail)
+    .hint(hint)
+}
+
+/// A renewal of an expired lease that another transaction is being granted.
+pub fn lease_being_granted(resource: &str) -> Error {
+    Error::new(
+        SqlState::LockNotAvailable,
+        format!("lease \"{resource}\" is being granted"),
+    )
+    .detail("A transaction that acquires it has not ended.")
+    .hint("Try again: the lease is lost once that transaction has committed.")
+}
+
+/// A lease that the claimant does not have, or has no more. An epoch of 0 stands for none.
+pub fn lease_lost(resource: &str, claimed: i64, current: i64, loss: &str) -> Error {
+    Error::new(SqlState::NotReady, format!("lease \"{resource}\" is lost")).detail(format!(
+        "Claimed epoch {claimed}, current epoch {current}: {loss}."
+    ))
+}
+
+pub fn lease_in_prepared_transaction() -> Error {
+    Error::new(
+        SqlState::FeatureNotSupported,
+        "cannot PREPARE a transaction that has acquired, renewed or released a lease",
+    )
+}
+
+const FENCE: &CStr = c"coord_fence";
+
+/// A write under a token that is not the current one, or not any more.
+pub fn fence_stale(resource: &str, claimed: i64, detail: impl Into<String>) -> Error {
+    Error {
+        constraint: Some(FENCE),
+        ..Error::new(
+            SqlState::CheckViolation,
+            format!("stale fencing token {claimed} for lease \"{resource}\""),
+        )
+        .detail(detail)
+    }
+}
+
+/// A write to a protected table without a token.
+pub fn fence_missing(resource: &str, table: &str) -> Error {
+    Error {
+        constraint: Some(FENCE),
+        ..Error::new(
+            SqlState::CheckViolation,
+            format!("no fencing token for lease \"{resource}\""),
+        )
+        .detail(format!("Table \"{table}\" is protected by it."))
+        .hint("Name the token first, in the same transaction: SELECT coord.fence_set(resource, epoch).")
+    }
+}
+
+/// TRUNCATE of a table whose rows are each protected by the lease they name.
+pub fn fence_truncate(table: &str) -> Error {
+    Error {
+        constraint: Some(FENCE),
+        ..Error::new(
+            SqlState::CheckViolation,
+            format!("cannot truncate table \"{table}\""),
+        )
+        .detail("Each of its rows is protected by the lease that the row names.")
+        .hint("Delete the rows, or call coord.unprotect_table first.")
+    }
+}
+
+/// A row of a protected table that names no resource.
+pub fn fence_unnamed(table: &str, column: &str) -> Error {
+    Error {
+        constraint: Some(FENCE),
+        ..Error::new(
+            SqlState::CheckViolation,
+            format!("null value in column \"{column}\" of protected table \"{table}\""),
+        )
+        .detail("The column names the lease that protects the row.")
+    }
+}
+
+/// A protected table whose column was renamed or dropped.
+pub fn fence_column_missing(table: &str, column: &str) -> Error {
+    Error::new(
+        SqlState::UndefinedColumn,
+        format!("column \"{column}\" of table \"{table}\" does not exist"),
+    )
+    .detail("The table is protected by what is in it.")
+    .hint("After renaming it, call coord.protect_table again.")
 }

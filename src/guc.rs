@@ -29,7 +29,50 @@ pub static MAX_CLOCK_DRIFT: GucSetting<i32> = GucSetting::<i32>::new(300_000);
 /// they did before (Hayashibara et al. 2004, and the default of Akka and Cassandra).
 pub static PHI_THRESHOLD: GucSetting<f64> = GucSetting::<f64>::new(8.0);
 
+/// 64 times 1024: a live lease for each agent of a large fleet, in four megabytes.
+pub static LEASE_ENTRIES: GucSetting<i32> = GucSetting::<i32>::new(65_536);
+
+/// A week: long enough to look into what happened on a Friday.
+pub static LEASE_HISTORY_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(10_080);
+
+/// Milliseconds by which this session takes the lease clock to be ahead; for tests.
+pub static CLOCK_OFFSET: GucSetting<i32> = GucSetting::<i32>::new(0);
+
+/// Settings of shared memory, which PostgreSQL lets nobody define later.
+pub fn register_preloaded() {
+    GucRegistry::define_int_guc(
+        c"coord.lease_entries",
+        c"Number of leases whose expiry is kept in shared memory.",
+        c"Renewals of a lease that finds no place there are written to its table.",
+        &LEASE_ENTRIES,
+        64,
+        16_777_216,
+        GucContext::Postmaster,
+        GucFlags::default(),
+    );
+}
+
 pub fn register() {
+    GucRegistry::define_int_guc(
+        c"coord.lease_history_retention",
+        c"How long grants and their ends are kept in coord.lease_history.",
+        c"-1 keeps them for ever.",
+        &LEASE_HISTORY_RETENTION,
+        -1,
+        i32::MAX,
+        GucContext::Sighup,
+        GucFlags::UNIT_MIN,
+    );
+    GucRegistry::define_int_guc(
+        c"coord.clock_offset",
+        c"Moves the clock that leases expire by, in this session.",
+        c"For tests, which move time instead of sleeping.",
+        &CLOCK_OFFSET,
+        i32::MIN,
+        i32::MAX,
+        GucContext::Suset,
+        GucFlags::UNIT_MS | GucFlags::NO_SHOW_ALL,
+    );
     GucRegistry::define_int_guc(
         c"coord.gossip_interval",
         c"Time between two gossip rounds.",

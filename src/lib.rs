@@ -10,6 +10,7 @@ pub mod error;
 pub mod gossip;
 pub mod guc;
 pub mod json;
+pub mod lease;
 pub mod node;
 mod spi;
 mod varlena;
@@ -32,6 +33,7 @@ extension_sql_file!(
     name = "health",
     requires = ["incarnation"]
 );
+extension_sql_file!("../sql/lease.sql", name = "lease", requires = ["health"]);
 
 static PRELOADED: AtomicBool = AtomicBool::new(false);
 
@@ -42,11 +44,18 @@ fn is_preloaded() -> bool {
 
 #[pg_guard]
 pub extern "C-unwind" fn _PG_init() {
+    // SAFETY: a plain flag of this process.
+    let preloads = unsafe { pg_sys::process_shared_preload_libraries_in_progress };
+    if preloads {
+        guc::register_preloaded();
+    }
     guc::register();
     gossip::control::register_callback();
-    // SAFETY: a plain flag of this process.
-    if unsafe { pg_sys::process_shared_preload_libraries_in_progress } {
+    lease::register_callbacks();
+    if preloads {
         clock::server::register();
+        lease::memory::register();
+        lease::protection::register();
         gossip::control::register();
         gossip::statistics::register();
         gossip::launcher::register();

@@ -1,6 +1,7 @@
 //! The edge between flat values and PostgreSQL datums, and between [`Error`] and `ereport`.
 
-use std::ffi::{CStr, CString};
+use std::cell::UnsafeCell;
+use std::ffi::{CStr, CString, c_void};
 
 use pgrx::callconv::{Arg, ArgAbi, BoxRet, FcInfo};
 use pgrx::datum::Datum;
@@ -17,6 +18,7 @@ use crate::error::{Error, SqlState, malformed_binary, malformed_text};
 pub type SqlResult<T> = std::result::Result<T, ErrorReport>;
 
 impl From<Error> for ErrorReport {
+    /// To be raised at once.
     fn from(error: Error) -> Self {
         let mut report = ErrorReport::new(error_code(error.state), error.message, "pg_test");
         if let Some(detail) = error.detail {
@@ -25,7 +27,38 @@ impl From<Error> for ErrorReport {
         if let Some(hint) = error.hint {
             report = report.set_hint(hint);
         }
+        if let Some(constraint) = error.constraint {
+            name_constraint_in_next_error(constraint);
+        }
         report
+    }
+}
+
+/// Raises an error where there is no result to return it as.
+pub fn raise(error: Error) -> ! {
+    ErrorReport::from(error).report(PgLogLevel::ERROR);
+    unreachable!("an error of level ERROR does not return");
+}
+
+/// Adds the name of a constraint to the error that is raised next. An [`ErrorReport`] has no place for
+/// it, but PostgreSQL asks everybody on its stack of contexts what to add to an error.
+fn name_constraint_in_next_error(name: &'static CStr) {
+    thread_local! {
+        static CONTEXT: UnsafeCell<pg_sys::ErrorContextCallback> = UnsafeCell::default();
+    }
+    #[pg_guard]
+    unsafe extern "C-unwind" fn add_name(name: *mut c_void) {
+        // SAFETY: called while PostgreSQL completes an error; the argument is a constant string.
+        unsafe { pg_sys::err_generic_string(i32::from(b'n'), name.cast()) };
+    }
+    // SAFETY: the context lives as long as the process; whoever catches the error resets the stack to
+    // what it was for him.
+    unsafe {
+        let context = CONTEXT.with(UnsafeCell::get);
+        (*context).previous = pg_sys::error_context_stack;
+        (*context).callback = Some(add_name);
+        (*context).arg = name.as_ptr().cast_mut().cast();
+        pg_sys::error_context_stack = context;
     }
 }
 
@@ -47,6 +80,10 @@ fn error_code(state: SqlState) -> PgSqlErrorCode {
         SqlState::IoError => PgSqlErrorCode::ERRCODE_IO_ERROR,
         SqlState::ActiveTransaction => PgSqlErrorCode::ERRCODE_ACTIVE_SQL_TRANSACTION,
         SqlState::SerializationFailure => PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE,
+        SqlState::LockNotAvailable => PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE,
+        SqlState::CheckViolation => PgSqlErrorCode::ERRCODE_CHECK_VIOLATION,
+        SqlState::FeatureNotSupported => PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+        SqlState::UndefinedColumn => PgSqlErrorCode::ERRCODE_UNDEFINED_COLUMN,
     }
 }
 

@@ -20,6 +20,7 @@ use super::replica::{Database, Standpoint};
 use super::statistics;
 use super::transport::{Outcome, Request, Transport};
 use crate::guc;
+use crate::lease::writeback::{self, Keeper};
 use crate::node::detector::Liveness;
 use crate::node::incarnation::{Resolution, Testimony};
 use crate::spi::{Session, Value};
@@ -98,6 +99,7 @@ struct Worker {
     last_judged: Instant,
     /// What the peers have been told to expect.
     told_interval: Duration,
+    leases: Keeper,
 }
 
 #[pg_guard]
@@ -127,6 +129,7 @@ pub extern "C-unwind" fn pg_test_worker_main(argument: pg_sys::Datum) {
         refused_because: None,
         last_judged: Instant::now(),
         told_interval: interval(),
+        leases: Keeper::new(run_transaction),
         random: Instant::now().elapsed().as_nanos() as u64
             ^ u64::from(oid) << 32
             ^ u64::from(std::process::id()),
@@ -140,8 +143,18 @@ unsafe extern "C-unwind" fn announce_exit(_code: i32, argument: pg_sys::Datum) {
     if let Some(oid) = unsafe { pg_sys::Oid::from_datum(argument, false) }
         && let Some(database) = control::database(oid.to_u32())
     {
+        // SAFETY: as PostgreSQL itself does to drop temporary tables (src/backend/catalog/namespace.c):
+        // the process may have been in a transaction, and ends in any case.
+        unsafe { pg_sys::AbortOutOfAnyTransaction() };
+        writeback::close(run_transaction);
         control::worker_is_gone(database);
     }
+}
+
+fn run_transaction(
+    work: &mut dyn FnMut(&Session) -> crate::error::Result<()>,
+) -> Result<(), String> {
+    transaction(|spi| work(spi))
 }
 
 fn start_transport() -> Transport {
@@ -217,6 +230,9 @@ impl Worker {
                 self.push();
             }
             self.watch_peers();
+            if self.extension.is_some() && self.is_needed() {
+                self.leases.attend();
+            }
             report_activity(None);
             let elapsed = last_tick.map_or(Duration::ZERO, |last| last.elapsed());
             background::wait(
@@ -326,6 +342,7 @@ impl Worker {
                 {
                     self.contacts.clear();
                     self.transport = start_transport();
+                    self.leases.reopen();
                 }
                 self.update_contacts(peers);
                 self.set_confirmed(is_confirmed);

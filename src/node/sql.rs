@@ -106,7 +106,7 @@ fn node_place() -> String {
 /// Whether a life last confirmed at `confirmed_at`, in the server started at `started`, goes on here.
 /// Without preloading nobody asks the peers, so the place alone decides.
 #[pg_extern(sql = false)]
-fn life_is_confirmed(confirmed_at: &str, started: TimestampWithTimeZone) -> bool {
+pub fn life_is_confirmed(confirmed_at: &str, started: TimestampWithTimeZone) -> bool {
     // SAFETY: plain getters.
     let (is_standby, server_started) =
         unsafe { (pg_sys::RecoveryInProgress(), pg_sys::PgStartTime) };

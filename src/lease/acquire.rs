@@ -1,0 +1,408 @@
+//! Acquiring a lease: judge, queue, take the locks, judge again, grant.
+//!
+//! Whoever is first in the queue of a resource waits for the lease to be released or to expire, then for
+//! the writers in flight; the others wait for the queue, which the lock manager keeps in order.
+//! Whoever does not want to wait takes the place at the head only when nobody is there, so nobody is
+//! overtaken.
+
+use std::time::{Duration, Instant};
+
+use pgrx::pg_sys;
+
+use super::grant::{self, Decision, Ended, Lease, Request};
+use super::heap::Access;
+use super::history::{self, Event};
+use super::lock::{Lock, Mode};
+use super::memory::{self, Known};
+use super::store::{self, Leases, StoredLease};
+use super::transaction::{self, Effect};
+use crate::error::{self, Error, Result};
+use crate::spi::{self, Value};
+
+/// How long sessions that were told to terminate are waited for, at least.
+const TERMINATION: Duration = Duration::from_secs(5);
+
+/// How long the end of a lease can go unnoticed that shared memory does not tell.
+const LONGEST_UNTOLD: Duration = Duration::from_secs(1);
+const LONGEST_UNTOLD_WITHOUT_MEMORY: Duration = Duration::from_millis(50);
+
+pub struct Wish<'a> {
+    pub resource: &'a str,
+    pub request: Request<'a>,
+    /// Microseconds.
+    pub ttl: i64,
+    pub max_wait: Duration,
+    pub terminates_writers: bool,
+}
+
+/// A lease as its holder knows it.
+#[derive(Clone, Debug)]
+pub struct Grant {
+    pub resource: String,
+    pub holder: String,
+    pub epoch: i64,
+    pub expires_at: i64,
+}
+
+impl Grant {
+    pub fn of(resource: &str, lease: &Lease) -> Self {
+        Self {
+            resource: resource.to_owned(),
+            holder: lease.holder.clone(),
+            epoch: lease.epoch,
+            expires_at: lease.expires_at,
+        }
+    }
+}
+
+/// A lease that cannot be had now is an answer, and an error only for those who ask that way.
+pub enum Answer {
+    Granted(Grant),
+    Refused(Error),
+}
+
+/// Locks of a request that may still be refused: released when it is.
+struct Locks {
+    held: Vec<(Lock, Mode)>,
+}
+
+impl Locks {
+    fn take_within(&mut self, lock: Lock, mode: Mode, patience: Duration) -> bool {
+        let milliseconds = i64::try_from(patience.as_millis()).unwrap_or(i64::MAX);
+        let is_taken = lock.take_within(mode, milliseconds);
+        if is_taken {
+            self.held.push((lock, mode));
+        }
+        is_taken
+    }
+
+    fn release_from(&mut self, first: usize) {
+        while self.held.len() > first {
+            if let Some((lock, mode)) = self.held.pop() {
+                lock.release(mode);
+            }
+        }
+    }
+
+    /// They stay until the transaction ends.
+    fn keep(mut self) {
+        self.held.clear();
+    }
+}
+
+pub fn acquire(wish: &Wish) -> Result<Answer> {
+    let deadline = Instant::now() + wish.max_wait;
+    let judged = judge(wish)?;
+    match judged.decision {
+        Decision::Repeat => return Ok(judged.repeated(wish)),
+        Decision::Held if wish.max_wait.is_zero() => return Ok(Answer::Refused(judged.held(wish))),
+        Decision::Held | Decision::Grant { .. } => warn_of_earlier_writes(),
+    }
+    let mut locks = Locks { held: Vec::new() };
+    let answer = wait_in_queue(wish, deadline, &mut locks)?;
+    match answer {
+        Answer::Granted(_) => locks.keep(),
+        Answer::Refused(_) => locks.release_from(0),
+    }
+    Ok(answer)
+}
+
+/// What a look at the lease says.
+struct Judgement {
+    decision: Decision,
+    found: Option<StoredLease>,
+}
+
+fn judge(wish: &Wish) -> Result<Judgement> {
+    let found = Leases::open(Access::Read).find(wish.resource);
+    let lease = found.as_ref().map(|found| &found.lease);
+    // Which life it is matters for the epoch alone, which is decided under the locks.
+    let decision = grant::decide(lease, wish.request, 1, store::now())?;
+    Ok(Judgement { decision, found })
+}
+
+impl Judgement {
+    fn repeated(&self, wish: &Wish) -> Answer {
+        let lease = self.found.as_ref().map(|found| &found.lease);
+        lease.map_or_else(
+            || Answer::Refused(self.held(wish)),
+            |lease| Answer::Granted(Grant::of(wish.resource, lease)),
+        )
+    }
+
+    fn held(&self, wish: &Wish) -> Error {
+        let detail = self.found.as_ref().map_or_else(String::new, |found| {
+            let lease = &found.lease;
+            format!(
+                "Held by \"{}\" at epoch {} until {}.",
+                lease.holder,
+                lease.epoch,
+                shown(lease.expires_at)
+            )
+        });
+        error::lease_held(wish.resource, detail)
+    }
+}
+
+/// A time as the session shows it.
+fn shown(microseconds: i64) -> String {
+    // SAFETY: the output function gives a C string in the memory of the call.
+    unsafe {
+        let text = pg_sys::OidOutputFunctionCall(
+            pg_sys::F_TIMESTAMPTZ_OUT.into(),
+            store::timestamp(microseconds),
+        );
+        std::ffi::CStr::from_ptr(text)
+            .to_string_lossy()
+            .into_owned()
+    }
+}
+
+/// The lease's lock is held to the end of the transaction, however long that goes on writing. The writes
+/// of an earlier acquisition are no reason.
+fn warn_of_earlier_writes() {
+    // SAFETY: a plain getter.
+    let has_written = unsafe { pg_sys::GetTopTransactionIdIfAny() } != pg_sys::InvalidTransactionId;
+    if transaction::is_first_acquisition() && has_written {
+        pgrx::warning!(
+            "a lease is acquired in a transaction that has already written: nobody else can have it before this transaction ends"
+        );
+    }
+}
+
+fn wait_in_queue(wish: &Wish, deadline: Instant, locks: &mut Locks) -> Result<Answer> {
+    let queue = Lock::of_queue(wish.resource);
+    if !locks.take_within(queue, Mode::Takeover, left(deadline)) {
+        return Ok(Answer::Refused(busy(wish)));
+    }
+    loop {
+        let judged = judge(wish)?;
+        match judged.decision {
+            Decision::Repeat => return Ok(judged.repeated(wish)),
+            Decision::Held if left(deadline).is_zero() => {
+                return Ok(Answer::Refused(judged.held(wish)));
+            }
+            Decision::Held => {
+                if let Some(found) = &judged.found {
+                    wait_for_end(found, deadline);
+                }
+            }
+            Decision::Grant { .. } => {
+                let kept = locks.held.len();
+                if !take_over_locks(wish, deadline, locks) {
+                    return Ok(Answer::Refused(busy(wish)));
+                }
+                if let Some(grant) = take_over(wish)? {
+                    return Ok(Answer::Granted(grant));
+                }
+                // Renewed at the last moment.
+                locks.release_from(kept);
+            }
+        }
+    }
+}
+
+fn left(deadline: Instant) -> Duration {
+    deadline.saturating_duration_since(Instant::now())
+}
+
+/// Waits for the writers in flight, or sends them away.
+fn take_over_locks(wish: &Wish, deadline: Instant, locks: &mut Locks) -> bool {
+    let every = (Lock::OF_EVERY_LEASE, Mode::TakeoverOfOne);
+    let lease = (Lock::of_lease(wish.resource), Mode::Takeover);
+    let mut deadline = deadline;
+    if wish.terminates_writers {
+        let is_free = [every, lease]
+            .into_iter()
+            .all(|(lock, mode)| locks.take_within(lock, mode, Duration::ZERO));
+        if is_free {
+            return true;
+        }
+        terminate_writers(wish.resource);
+        deadline = deadline.max(Instant::now() + TERMINATION);
+    }
+    [every, lease]
+        .into_iter()
+        .all(|(lock, mode)| locks.take_within(lock, mode, left(deadline)))
+}
+
+fn terminate_writers(resource: &str) {
+    spi::connect(|spi| {
+        spi.write(
+            c"SELECT coord.lease_writers_terminate($1)",
+            &[Value::Text(Some(resource))],
+        );
+    });
+}
+
+/// Why the lease cannot change its holder: who is in the way.
+fn busy(wish: &Wish) -> Error {
+    let blockers = spi::connect(|spi| {
+        let rows = spi.read(
+            c"SELECT kind, pid, prepared FROM coord.lease_writers($1)",
+            &[Value::Text(Some(wish.resource))],
+        );
+        let blocker = |row| Blocker {
+            is_queue: rows.get::<i32>(row, 0) == Some(3),
+            name: rows.get::<String>(row, 2).map_or_else(
+                || format!("process {}", rows.get::<i32>(row, 1).unwrap_or_default()),
+                |prepared| format!("prepared transaction \"{prepared}\""),
+            ),
+        };
+        (0..rows.len()).map(blocker).collect::<Vec<_>>()
+    });
+    let named = |is_queue: bool| {
+        let names = blockers
+            .iter()
+            .filter(|blocker| blocker.is_queue == is_queue);
+        names
+            .map(|blocker| blocker.name.as_str())
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
+    let (writers, acquirers) = (named(false), named(true));
+    if !writers.is_empty() {
+        return error::lease_busy(
+            wish.resource,
+            format!("In flight with writes under it, or changing it: {writers}."),
+            if wish.terminates_writers {
+                "A stopped process does not terminate before it goes on, a prepared transaction ends by COMMIT PREPARED or ROLLBACK PREPARED."
+            } else {
+                "Wait for them with max_wait, or end them with terminate_writers."
+            },
+        );
+    }
+    let detail = if acquirers.is_empty() {
+        "Whoever was in the way has just ended.".to_owned()
+    } else {
+        format!("Acquired by others meanwhile: {acquirers}.")
+    };
+    error::lease_busy(wish.resource, detail, "Wait for your turn with max_wait.")
+}
+
+struct Blocker {
+    is_queue: bool,
+    name: String,
+}
+
+/// Waits until the lease may have ended, or the time is up. The caller is at the head of the queue.
+fn wait_for_end(found: &StoredLease, deadline: Instant) {
+    let pinned = memory::pin(found.known());
+    let watching = pinned.as_ref().map(memory::Pinned::watch);
+    // It may have ended before somebody knew whom to wake.
+    let mut seen = found.clone();
+    seen.refresh();
+    if seen.lease.expires_at < found.lease.expires_at {
+        return;
+    }
+    let to_expiry = u64::try_from(seen.lease.expires_at - store::now()).unwrap_or(0);
+    let untold = if watching.is_some() {
+        LONGEST_UNTOLD
+    } else {
+        LONGEST_UNTOLD_WITHOUT_MEMORY
+    };
+    let patience = left(deadline)
+        .min(Duration::from_micros(to_expiry))
+        .min(untold);
+    wait_for_latch(patience);
+}
+
+fn wait_for_latch(patience: Duration) {
+    let events = pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
+    // A latch waits for whole milliseconds: one more, so that the time has passed afterwards.
+    let milliseconds = i64::try_from(patience.as_millis())
+        .unwrap_or(i64::MAX)
+        .saturating_add(1);
+    // SAFETY: this process's own latch.
+    unsafe {
+        pg_sys::WaitLatch(
+            pg_sys::MyLatch,
+            events.cast_signed(),
+            milliseconds,
+            pg_sys::PG_WAIT_EXTENSION,
+        );
+        pg_sys::ResetLatch(pg_sys::MyLatch);
+    }
+    pgrx::check_for_interrupts!();
+}
+
+/// Grants the lease, whose locks are held. None when it has been renewed meanwhile.
+fn take_over(wish: &Wish) -> Result<Option<Grant>> {
+    let leases = Leases::open(Access::Write);
+    // A new life waits for whoever has the table open for writing, and is seen by whoever comes later.
+    let incarnation = store::incarnation()?;
+    let found = leases.find(wish.resource);
+    let before = found.as_ref().map(|found| &found.lease);
+    let now = store::now();
+    let Decision::Grant { epoch } = grant::decide(before, wish.request, incarnation, now)? else {
+        return Ok(None);
+    };
+    let known = found.as_ref().map_or_else(
+        || Known {
+            key: leases.new_key(),
+            epoch: 0,
+            expires_at: 0,
+            ttl: 0,
+        },
+        StoredLease::known,
+    );
+    let lease = Lease {
+        holder: wish.request.holder.to_owned(),
+        epoch,
+        expires_at: now + wish.ttl,
+        request: wish.request.id,
+        ended: None,
+    };
+    let pinned = memory::pin(known);
+    let has_ended = before.is_none_or(|lease| lease.ended.is_some());
+    let is_renewed = pinned
+        .as_ref()
+        .is_some_and(|pinned| pinned.take(now, has_ended).is_err());
+    if is_renewed {
+        return Ok(None);
+    }
+    transaction::at_commit(Effect::Granted {
+        pinned,
+        epoch,
+        expires_at: lease.expires_at,
+        ttl: wish.ttl,
+    });
+    transaction::forget_admission(wish.resource);
+    leases.store_grant(wish.resource, known.key, &lease, wish.ttl, now);
+    let event = Event::Granted {
+        expires_at: lease.expires_at,
+    };
+    history::record(wish.resource, &lease.holder, epoch, event, None, now);
+    // SAFETY: a flag of the current transaction.
+    unsafe { pg_sys::ForceSyncCommit() };
+    Ok(Some(Grant::of(wish.resource, &lease)))
+}
+
+/// The end of a grant: of its holder's own will, or by an administrator.
+pub fn end(
+    leases: &Leases,
+    resource: &str,
+    found: &StoredLease,
+    ended: Ended,
+    reason: Option<&str>,
+) {
+    let now = store::now();
+    transaction::at_commit(Effect::Ended {
+        pinned: memory::pin(found.known()),
+        epoch: found.lease.epoch,
+    });
+    transaction::forget_admission(resource);
+    leases.store_end(resource, ended, now);
+    let event = match ended {
+        Ended::Released => Event::Released,
+        Ended::Revoked => Event::Revoked,
+    };
+    history::record(
+        resource,
+        &found.lease.holder,
+        found.lease.epoch,
+        event,
+        reason,
+        now,
+    );
+}

@@ -1,0 +1,245 @@
+//! Rows of our own tables, read and written without SPI: a check of a token is one index lookup, with
+//! the latest snapshot at every isolation level and whoever asks.
+//!
+//! As referential integrity (src/backend/utils/adt/ri_triggers.c) this goes past the caller's rights,
+//! and as catalogs are changed (src/backend/catalog/indexing.c): the tables have no triggers, and the
+//! values that are written keep their constraints.
+
+use std::ffi::CStr;
+
+use pgrx::prelude::*;
+use pgrx::{FromDatum, pg_sys};
+
+unsafe extern "C-unwind" {
+    // Exported by every PostgreSQL since 10 (src/backend/commands/sequence.c); not among pgrx's bindings.
+    fn nextval_internal(relation: pg_sys::Oid, check_permissions: bool) -> i64;
+}
+
+/// The oid of a relation of schema `coord`.
+pub fn relation_oid(name: &CStr) -> pg_sys::Oid {
+    // SAFETY: plain C strings; an unknown name gives the invalid oid.
+    unsafe {
+        let schema = pg_sys::get_namespace_oid(c"coord".as_ptr(), false);
+        pg_sys::get_relname_relid(name.as_ptr(), schema)
+    }
+}
+
+/// The next number of a sequence, whoever asks.
+pub fn next_number(sequence: pg_sys::Oid) -> i64 {
+    // SAFETY: the sequence exists as long as the extension does; raises an error itself otherwise.
+    unsafe { pg_sys::submodules::ffi::pg_guard_ffi_boundary(|| nextval_internal(sequence, false)) }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    Read,
+    Write,
+}
+
+impl Access {
+    fn lock(self) -> pg_sys::LOCKMODE {
+        let level = match self {
+            Self::Read => pg_sys::AccessShareLock,
+            Self::Write => pg_sys::RowExclusiveLock,
+        };
+        level.cast_signed()
+    }
+}
+
+/// An open table. Its lock is kept until the transaction ends when it was opened for writing.
+pub struct Table {
+    relation: pg_sys::Relation,
+    access: Access,
+}
+
+impl Table {
+    pub fn open(name: &CStr, access: Access) -> Self {
+        let oid = relation_oid(name);
+        // SAFETY: raises an error when the table is gone; closed when dropped.
+        let relation = unsafe { pg_sys::table_open(oid, access.lock()) };
+        Self { relation, access }
+    }
+
+    pub fn oid(&self) -> u32 {
+        // SAFETY: the relation is open.
+        unsafe { (*self.relation).rd_id }.to_u32()
+    }
+
+    fn columns(&self) -> pg_sys::TupleDesc {
+        // SAFETY: the relation is open.
+        unsafe { (*self.relation).rd_att }
+    }
+
+    /// The first row, by the latest snapshot, whose column `number` is this text; looked up by
+    /// `index`, whose only column that is, or by reading the whole table.
+    pub fn find(&self, index: Option<&CStr>, number: i16, text: &str) -> Option<Row<'_>> {
+        let mut found = None;
+        self.scan(index, Some((number, text)), |row| {
+            found = Some(row);
+            false
+        });
+        found
+    }
+
+    /// Every row, by the latest snapshot, while `take` asks for more.
+    pub fn scan<'a>(
+        &'a self,
+        index: Option<&CStr>,
+        only: Option<(i16, &str)>,
+        mut take: impl FnMut(Row<'a>) -> bool,
+    ) {
+        let index_oid = index.map_or(pg_sys::InvalidOid, relation_oid);
+        let mut keys = [pg_sys::ScanKeyData::default(); 1];
+        // SAFETY: the key's argument and the snapshot live until the scan has ended; rows are copied out
+        // of it. An error ends the transaction, which releases both.
+        unsafe {
+            if let Some((number, text)) = only {
+                pg_sys::ScanKeyInit(
+                    keys.as_mut_ptr(),
+                    number,
+                    pg_sys::BTEqualStrategyNumber as u16,
+                    pg_sys::F_TEXTEQ.into(),
+                    text.into_datum().unwrap_or(pg_sys::Datum::null()),
+                );
+            }
+            let snapshot = pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot());
+            let scan = pg_sys::systable_beginscan(
+                self.relation,
+                index_oid,
+                index.is_some(),
+                snapshot,
+                i32::from(only.is_some()),
+                keys.as_mut_ptr(),
+            );
+            loop {
+                let tuple = pg_sys::systable_getnext(scan);
+                if tuple.is_null() {
+                    break;
+                }
+                let row = Row {
+                    table: self,
+                    tuple: pg_sys::heap_copytuple(tuple),
+                };
+                if !take(row) {
+                    break;
+                }
+            }
+            pg_sys::systable_endscan(scan);
+            pg_sys::UnregisterSnapshot(snapshot);
+        }
+    }
+
+    /// Adds a row; one value for each column.
+    pub fn insert(&self, values: &[Option<pg_sys::Datum>]) {
+        let tuple = self.tuple(values);
+        // SAFETY: the tuple is of this table's form.
+        unsafe { pg_sys::CatalogTupleInsert(self.relation, tuple) };
+        self.make_visible();
+    }
+
+    /// Replaces a row. The caller keeps everybody else from changing it.
+    pub fn replace(&self, row: &Row, values: &[Option<pg_sys::Datum>]) {
+        let tuple = self.tuple(values);
+        // SAFETY: as above, and the row is of this table.
+        unsafe { pg_sys::CatalogTupleUpdate(self.relation, &raw mut (*row.tuple).t_self, tuple) };
+        self.make_visible();
+    }
+
+    fn tuple(&self, values: &[Option<pg_sys::Datum>]) -> pg_sys::HeapTuple {
+        let mut datums: Vec<pg_sys::Datum> = values
+            .iter()
+            .map(|value| value.unwrap_or(pg_sys::Datum::null()))
+            .collect();
+        let mut nulls: Vec<bool> = values.iter().map(Option::is_none).collect();
+        // SAFETY: the number of columns is compared; the arrays are read only.
+        unsafe {
+            let columns = self.columns();
+            assert!(
+                usize::try_from((*columns).natts) == Ok(values.len()),
+                "a table of coord has other columns than expected"
+            );
+            pg_sys::heap_form_tuple(columns, datums.as_mut_ptr(), nulls.as_mut_ptr())
+        }
+    }
+
+    /// What comes next in this transaction sees the change.
+    fn make_visible(&self) {
+        debug_assert!(self.access == Access::Write);
+        // SAFETY: a transaction is in progress.
+        unsafe { pg_sys::CommandCounterIncrement() };
+    }
+}
+
+impl Drop for Table {
+    fn drop(&mut self) {
+        let kept = match self.access {
+            Access::Read => self.access.lock(),
+            Access::Write => pg_sys::NoLock.cast_signed(),
+        };
+        if !std::thread::panicking() {
+            // SAFETY: opened once. After an error the transaction's end closes it.
+            unsafe { pg_sys::table_close(self.relation, kept) };
+        }
+    }
+}
+
+/// A row of an open table, copied out of it.
+pub struct Row<'a> {
+    table: &'a Table,
+    tuple: pg_sys::HeapTuple,
+}
+
+impl Row<'_> {
+    /// One column by its name, for a table whose columns have come at different times.
+    ///
+    /// # Safety
+    /// The column is of type `T`.
+    pub unsafe fn get_named<T: FromDatum>(&self, name: &CStr) -> Option<T> {
+        let mut is_null = false;
+        // SAFETY: the row is of the table; an unknown name gives a number that is refused as null.
+        unsafe {
+            let columns = self.table.columns();
+            let number = pg_sys::SPI_fnumber(columns, name.as_ptr());
+            let datum = pg_sys::SPI_getbinval(self.tuple, columns, number, &raw mut is_null);
+            T::from_datum(datum, is_null)
+        }
+    }
+
+    /// The values of all columns.
+    pub fn values<const N: usize>(&self) -> Values<N> {
+        let mut datums = [pg_sys::Datum::null(); N];
+        let mut nulls = [true; N];
+        // SAFETY: the arrays have as many places as the table has columns.
+        unsafe {
+            let columns = self.table.columns();
+            assert!(
+                usize::try_from((*columns).natts) == Ok(N),
+                "a table of coord has other columns than expected"
+            );
+            pg_sys::heap_deform_tuple(self.tuple, columns, datums.as_mut_ptr(), nulls.as_mut_ptr());
+        }
+        Values { datums, nulls }
+    }
+}
+
+/// The values of a row; they lie in the memory of the call.
+pub struct Values<const N: usize> {
+    datums: [pg_sys::Datum; N],
+    nulls: [bool; N],
+}
+
+impl<const N: usize> Values<N> {
+    /// A column, from 0.
+    ///
+    /// # Safety
+    /// The column is of type `T`.
+    pub unsafe fn get<T: FromDatum>(&self, column: usize) -> Option<T> {
+        // SAFETY: as promised by the caller.
+        unsafe { T::from_datum(self.datums[column], self.nulls[column]) }
+    }
+
+    /// A column as it is, to be written again.
+    pub fn datum(&self, column: usize) -> Option<pg_sys::Datum> {
+        (!self.nulls[column]).then_some(self.datums[column])
+    }
+}

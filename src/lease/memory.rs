@@ -1,0 +1,634 @@
+//! Expiry of leases in shared memory: a renewal changes nothing else.
+//!
+//! The table is what counts for everything but the expiry, and an entry here counts only while it
+//! has the epoch of its row. An entry holds its expiry and one bit in a single word, and whoever
+//! changes it does so by compare-and-swap: a takeover sets the bit while the lease is expired, and a
+//! renewal that comes later finds the bit and is refused, one that came before is found by the
+//! takeover, which judges again. The epoch of an entry is stored before its word, and the word of a
+//! new grant is above that of every earlier one, so an unchanged word has an unchanged epoch.
+//!
+//! An entry may be thrown out for another when the table knows all it knows and nobody has pinned
+//! it; that takes the lock exclusively, and everything else takes it shared.
+
+use std::ptr::NonNull;
+use std::sync::atomic::{
+    AtomicBool, AtomicI64, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering,
+};
+
+use pgrx::prelude::*;
+use pgrx::{PgLwLock, pg_shmem_init, pg_sys};
+
+use super::clock::{self, Anchor};
+use crate::{guc, is_preloaded};
+
+/// Entries that one lease can be in.
+const WAYS: usize = 8;
+
+const MAX_DATABASES: usize = 64;
+
+/// Every lease of every database is looked up in the same table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Key {
+    /// The oid of `coord.lease`: another one after DROP EXTENSION and CREATE EXTENSION.
+    pub relation: u32,
+    pub lease_id: i64,
+}
+
+#[derive(Default)]
+#[repr(C)]
+pub struct Entry {
+    /// 0 marks a free entry.
+    database: AtomicU32,
+    relation: AtomicU32,
+    lease_id: AtomicI64,
+    epoch: AtomicI64,
+    /// The expiry, shifted left by one, and whether a takeover is under way.
+    word: AtomicU64,
+    ttl: AtomicI64,
+    /// Transactions and sessions that rely on the entry to stay.
+    pins: AtomicU32,
+    to_write: AtomicU8,
+    /// Address of the latch of the head of the queue, in shared memory; 0 when nobody waits.
+    waiter: AtomicUsize,
+}
+
+/// The table knows all that the entry knows, or less, or promises less time after a crash.
+const CLEAN: u8 = 0;
+const DIRTY: u8 = 1;
+const URGENT: u8 = 2;
+
+fn word(expires_at: i64, is_taken: bool) -> u64 {
+    (expires_at << 1).cast_unsigned() | u64::from(is_taken)
+}
+
+fn expiry(word: u64) -> i64 {
+    word.cast_signed() >> 1
+}
+
+fn is_taken(word: u64) -> bool {
+    word & 1 == 1
+}
+
+/// What became of a renewal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Renewal {
+    Renewed,
+    /// Another transaction is being granted the lease.
+    Taken,
+    Superseded,
+}
+
+impl Entry {
+    fn is_of(&self, database: u32, key: Key) -> bool {
+        self.database.load(Ordering::Acquire) == database
+            && self.relation.load(Ordering::Acquire) == key.relation
+            && self.lease_id.load(Ordering::Acquire) == key.lease_id
+    }
+
+    fn can_be_replaced(&self) -> bool {
+        self.database.load(Ordering::Acquire) == 0
+            || (self.to_write.load(Ordering::Acquire) == CLEAN
+                && self.pins.load(Ordering::Acquire) == 0
+                && !is_taken(self.word.load(Ordering::Acquire)))
+    }
+
+    /// The expiry, when the entry is of this epoch.
+    fn expiry_at(&self, epoch: i64) -> Option<i64> {
+        loop {
+            let before = self.word.load(Ordering::Acquire);
+            let found = self.epoch.load(Ordering::Acquire);
+            if self.word.load(Ordering::Acquire) == before {
+                return (found == epoch).then(|| expiry(before));
+            }
+        }
+    }
+
+    fn renew(&self, epoch: i64, expires_at: i64, ttl: i64) -> Renewal {
+        let mut before = self.word.load(Ordering::Acquire);
+        loop {
+            if is_taken(before) {
+                return Renewal::Taken;
+            }
+            if self.epoch.load(Ordering::Acquire) != epoch {
+                return Renewal::Superseded;
+            }
+            let after = word(expires_at, false);
+            match self
+                .word
+                .compare_exchange(before, after, Ordering::AcqRel, Ordering::Acquire)
+            {
+                Ok(_) => break,
+                Err(newer) => before = newer,
+            }
+        }
+        // After a crash the lease counts as held for the ttl in the table: a longer one is urgent.
+        let is_longer = self.ttl.fetch_max(ttl, Ordering::AcqRel) < ttl;
+        let level = if is_longer { URGENT } else { DIRTY };
+        self.to_write.fetch_max(level, Ordering::AcqRel);
+        if is_longer {
+            tell_worker(|here| &here.is_urgent);
+        }
+        Renewal::Renewed
+    }
+
+    /// Marks the entry as being taken over, if its lease has expired by `now` or has ended.
+    fn take(&self, now: i64, has_ended: bool) -> Result<(), i64> {
+        let mut before = self.word.load(Ordering::Acquire);
+        loop {
+            let expires_at = expiry(before);
+            if !has_ended && now < expires_at {
+                return Err(expires_at);
+            }
+            let after = before | 1;
+            match self
+                .word
+                .compare_exchange(before, after, Ordering::AcqRel, Ordering::Acquire)
+            {
+                Ok(_) => return Ok(()),
+                Err(newer) => before = newer,
+            }
+        }
+    }
+
+    fn wake(&self) {
+        set_latch(self.waiter.load(Ordering::Acquire));
+    }
+}
+
+fn set_latch(address: usize) {
+    if address != 0 {
+        // SAFETY: the address of a process's latch in shared memory, which stays mapped; waking a
+        // process that has taken over the slot meanwhile does no harm.
+        unsafe { pg_sys::SetLatch(address as *mut pg_sys::Latch) };
+    }
+}
+
+fn own_latch() -> usize {
+    // SAFETY: the address of this process's latch, which lies in shared memory.
+    unsafe { pg_sys::MyLatch as usize }
+}
+
+#[derive(Default)]
+#[repr(C)]
+struct Database {
+    oid: AtomicU32,
+    /// Renewals may stay in memory: the table says so, and a crash would be noticed.
+    is_open: AtomicBool,
+    /// What the table says of the memory before this one; 0 until somebody has looked.
+    predecessor: AtomicU8,
+    /// A change of holder that the worker has not told yet.
+    is_changed: AtomicBool,
+    /// An entry is to be written at once.
+    is_urgent: AtomicBool,
+    /// Address of the worker's latch; 0 when none runs.
+    worker: AtomicUsize,
+}
+
+#[repr(C)]
+struct Header {
+    anchor: Anchor,
+    databases: [Database; MAX_DATABASES],
+    entries: usize,
+}
+
+static LOCK: PgLwLock<()> = {
+    // SAFETY: the name is this extension's own.
+    unsafe { PgLwLock::new(c"pg_test leases") }
+};
+/// Set before any process of the server is forked off the postmaster.
+static HEADER: AtomicPtr<Header> = AtomicPtr::new(std::ptr::null_mut());
+static PREVIOUS_REQUEST: AtomicUsize = AtomicUsize::new(0);
+static PREVIOUS_STARTUP: AtomicUsize = AtomicUsize::new(0);
+
+type Hook = unsafe extern "C-unwind" fn();
+
+/// Called from `_PG_init` while the server preloads libraries.
+pub fn register() {
+    pg_shmem_init!(LOCK = ());
+    // SAFETY: hooks are set by the postmaster alone, before there are other processes.
+    unsafe {
+        PREVIOUS_REQUEST.store(address(pg_sys::shmem_request_hook), Ordering::Relaxed);
+        pg_sys::shmem_request_hook = Some(request);
+        PREVIOUS_STARTUP.store(address(pg_sys::shmem_startup_hook), Ordering::Relaxed);
+        pg_sys::shmem_startup_hook = Some(startup);
+    }
+}
+
+fn address(hook: Option<Hook>) -> usize {
+    hook.map_or(0, |hook| hook as usize)
+}
+
+fn call_previous(hook: &AtomicUsize) {
+    let address = hook.load(Ordering::Relaxed);
+    if address != 0 {
+        // SAFETY: made from a hook by `address`.
+        unsafe {
+            let hook = std::mem::transmute::<usize, Hook>(address);
+            pg_sys::submodules::ffi::pg_guard_ffi_boundary(|| hook());
+        }
+    }
+}
+
+fn wanted_entries() -> usize {
+    (guc::LEASE_ENTRIES.get().unsigned_abs() as usize).next_multiple_of(WAYS)
+}
+
+fn size() -> usize {
+    size_of::<Header>() + wanted_entries() * size_of::<Entry>()
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn request() {
+    call_previous(&PREVIOUS_REQUEST);
+    // SAFETY: called by the postmaster while it adds up what is asked for.
+    unsafe { pg_sys::RequestAddinShmemSpace(size()) };
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn startup() {
+    call_previous(&PREVIOUS_STARTUP);
+    let mut is_found = false;
+    // SAFETY: the postmaster alone runs this, and after a crash again with new memory; the whole is
+    // zeroed, which is a value of every type in it, before anybody sees it.
+    unsafe {
+        let name = c"pg_test leases table".as_ptr();
+        let header: *mut Header = pg_sys::ShmemInitStruct(name, size(), &raw mut is_found).cast();
+        if !is_found {
+            std::ptr::write_bytes(header.cast::<u8>(), 0, size());
+            (*header).entries = wanted_entries();
+            (*header).anchor = Anchor {
+                wall: pg_sys::GetCurrentTimestamp(),
+                monotonic: clock::monotonic(),
+            };
+        }
+        HEADER.store(header, Ordering::Release);
+    }
+}
+
+fn header() -> Option<&'static Header> {
+    if !is_preloaded() {
+        return None;
+    }
+    // SAFETY: set by `startup`, and mapped as long as the process.
+    NonNull::new(HEADER.load(Ordering::Acquire)).map(|header| unsafe { header.as_ref() })
+}
+
+/// The entries that a key can be in.
+fn bucket(database: u32, key: Key) -> &'static [Entry] {
+    let Some(header) = header() else {
+        return &[];
+    };
+    // Fibonacci hashing: identifiers are dense, so a multiplication spreads them (Knuth, TAOCP 6.4).
+    let mixed =
+        (key.lease_id.cast_unsigned() ^ u64::from(database) << 32 ^ u64::from(key.relation))
+            .wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    let buckets = header.entries / WAYS;
+    let place = ((u128::from(mixed) * buckets as u128) >> 64) as usize;
+    &entries(header)[place * WAYS..(place + 1) * WAYS]
+}
+
+fn entries(header: &'static Header) -> &'static [Entry] {
+    // SAFETY: `startup` has made as many entries behind the header, all zero.
+    unsafe {
+        let first = std::ptr::from_ref(header).add(1).cast::<Entry>();
+        std::slice::from_raw_parts(first, header.entries)
+    }
+}
+
+fn own_database() -> u32 {
+    // SAFETY: set before any function of this database runs.
+    unsafe { pg_sys::MyDatabaseId }.to_u32()
+}
+
+/// The place of this database; None without preloading or when all are in use.
+fn database() -> Option<&'static Database> {
+    let oid = own_database();
+    let databases = &header()?.databases;
+    let known = databases
+        .iter()
+        .find(|place| place.oid.load(Ordering::Acquire) == oid);
+    known.or_else(|| {
+        databases.iter().find(|place| {
+            place
+                .oid
+                .compare_exchange(0, oid, Ordering::AcqRel, Ordering::Acquire)
+                .is_ok()
+        })
+    })
+}
+
+/// The lease clock without the offset that tests set. Without preloading there is no memory to
+/// anchor it in, and it is the wall clock.
+pub fn clock_now() -> i64 {
+    match header() {
+        Some(header) => header.anchor.at(clock::monotonic()),
+        // SAFETY: reads the clock.
+        None => unsafe { pg_sys::GetCurrentTimestamp() },
+    }
+}
+
+/// How far the wall clock has been stepped while the server ran.
+pub fn clock_stepped() -> i64 {
+    header().map_or(0, |header| {
+        // SAFETY: reads the clock.
+        let wall = unsafe { pg_sys::GetCurrentTimestamp() };
+        header.anchor.stepped(wall, clock::monotonic())
+    })
+}
+
+/// Since when this server's memory exists; it also names it.
+pub fn since() -> i64 {
+    // SAFETY: a plain getter.
+    header().map_or(unsafe { pg_sys::PgStartTime }, |header| header.anchor.wall)
+}
+
+/// Whether the memory before this one was closed, if somebody has found out already.
+pub fn predecessor_was_closed() -> Option<bool> {
+    match database()?.predecessor.load(Ordering::Acquire) {
+        0 => None,
+        answer => Some(answer == 1),
+    }
+}
+
+pub fn note_predecessor(was_closed: bool) {
+    if let Some(here) = database() {
+        let answer = if was_closed { 1 } else { 2 };
+        here.predecessor.store(answer, Ordering::Release);
+    }
+}
+
+/// Whether renewals may stay in memory, and so whether entries are to be made.
+pub fn is_open() -> bool {
+    database().is_some_and(|here| here.is_open.load(Ordering::Acquire))
+}
+
+/// From here on renewals stay in memory: the table says so. What is left of an earlier time counts no
+/// more, because renewals have gone to the table since.
+pub fn open() {
+    let _alone = LOCK.exclusive();
+    if let (Some(header), Some(here)) = (header(), database()) {
+        let oid = own_database();
+        let mine = entries(header)
+            .iter()
+            .filter(|entry| entry.database.load(Ordering::Acquire) == oid);
+        for entry in mine {
+            entry.epoch.store(0, Ordering::Release);
+            entry.to_write.store(CLEAN, Ordering::Release);
+            if entry.can_be_replaced() {
+                entry.database.store(0, Ordering::Release);
+            }
+        }
+        here.worker.store(own_latch(), Ordering::Release);
+        here.is_open.store(true, Ordering::Release);
+    }
+}
+
+/// From here on no renewal stays in memory: when this returns, none is under way.
+pub fn close() {
+    let _alone = LOCK.exclusive();
+    if let Some(here) = database() {
+        here.is_open.store(false, Ordering::Release);
+        here.worker.store(0, Ordering::Release);
+    }
+}
+
+fn find(key: Key) -> Option<&'static Entry> {
+    let database = own_database();
+    let mut places = bucket(database, key).iter();
+    places.find(|entry| entry.is_of(database, key))
+}
+
+/// The expiry of a lease, when memory has it for this epoch.
+pub fn expires_at(key: Key, epoch: i64) -> Option<i64> {
+    header()?;
+    let _shared = LOCK.share();
+    if !is_open() {
+        return None;
+    }
+    find(key)?.expiry_at(epoch)
+}
+
+/// Moves the expiry of a lease that has an entry. None when it has none, or when renewals do not
+/// stay in memory now.
+pub fn renew(key: Key, epoch: i64, expires_at: i64, ttl: i64) -> Option<Renewal> {
+    header()?;
+    let _shared = LOCK.share();
+    if !is_open() {
+        return None;
+    }
+    Some(find(key)?.renew(epoch, expires_at, ttl))
+}
+
+/// What the table knows of a lease.
+#[derive(Clone, Copy, Debug)]
+pub struct Known {
+    pub key: Key,
+    pub epoch: i64,
+    pub expires_at: i64,
+    pub ttl: i64,
+}
+
+/// An entry that stays until this is dropped.
+pub struct Pinned {
+    entry: &'static Entry,
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        self.entry.pins.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// The entry of a lease, made from what the table knows if there is none. None when memory is not open
+/// or has no place. The caller keeps takeovers of the lease out while it makes one.
+pub fn pin(known: Known) -> Option<Pinned> {
+    header()?;
+    {
+        let _shared = LOCK.share();
+        if !is_open() {
+            return None;
+        }
+        if let Some(entry) = find(known.key) {
+            entry.pins.fetch_add(1, Ordering::AcqRel);
+            return Some(Pinned { entry });
+        }
+    }
+    let _alone = LOCK.exclusive();
+    if !is_open() {
+        return None;
+    }
+    let database = own_database();
+    let entry = find(known.key).or_else(|| {
+        let mut places = bucket(database, known.key).iter();
+        let place = places.find(|entry| entry.can_be_replaced())?;
+        place.relation.store(known.key.relation, Ordering::Release);
+        place.lease_id.store(known.key.lease_id, Ordering::Release);
+        place.epoch.store(known.epoch, Ordering::Release);
+        place
+            .word
+            .store(word(known.expires_at, false), Ordering::Release);
+        place.ttl.store(known.ttl, Ordering::Release);
+        place.pins.store(0, Ordering::Release);
+        place.to_write.store(CLEAN, Ordering::Release);
+        place.waiter.store(0, Ordering::Release);
+        place.database.store(database, Ordering::Release);
+        Some(place)
+    })?;
+    entry.pins.fetch_add(1, Ordering::AcqRel);
+    Some(Pinned { entry })
+}
+
+impl Pinned {
+    /// Marks the lease as being taken over, if it has expired by `now` or has ended; else says until
+    /// when it is held. Renewals are refused from here on.
+    pub fn take(&self, now: i64, has_ended: bool) -> Result<(), i64> {
+        self.entry.take(now, has_ended)
+    }
+
+    /// The takeover has committed: allocates nothing and cannot fail.
+    pub fn grant(&self, epoch: i64, expires_at: i64, ttl: i64) {
+        self.entry.ttl.store(ttl, Ordering::Release);
+        self.entry.epoch.store(epoch, Ordering::Release);
+        self.entry.to_write.store(CLEAN, Ordering::Release);
+        self.entry
+            .word
+            .store(word(expires_at, false), Ordering::Release);
+        self.entry.wake();
+    }
+
+    /// The takeover was rolled back.
+    pub fn give_back(&self) {
+        self.entry.word.fetch_and(!1, Ordering::AcqRel);
+        self.entry.wake();
+    }
+
+    /// The takeover goes on.
+    pub fn hold_on(&self) {
+        self.entry.word.fetch_or(1, Ordering::AcqRel);
+    }
+
+    /// The grant of this epoch ended at `now`, before its time: whoever still goes by its expiry stops.
+    pub fn end(&self, epoch: i64, now: i64) {
+        let mut before = self.entry.word.load(Ordering::Acquire);
+        while self.entry.epoch.load(Ordering::Acquire) == epoch
+            && !is_taken(before)
+            && now < expiry(before)
+        {
+            let after = word(now, false);
+            match self.entry.word.compare_exchange(
+                before,
+                after,
+                Ordering::AcqRel,
+                Ordering::Acquire,
+            ) {
+                Ok(_) => break,
+                Err(newer) => before = newer,
+            }
+        }
+        self.entry.wake();
+    }
+
+    pub fn renew(&self, epoch: i64, expires_at: i64, ttl: i64) -> Renewal {
+        self.entry.renew(epoch, expires_at, ttl)
+    }
+
+    /// Until this is dropped the process is woken when the lease changes.
+    pub fn watch(&self) -> Watching<'_> {
+        self.entry.waiter.store(own_latch(), Ordering::Release);
+        Watching { pinned: self }
+    }
+}
+
+pub struct Watching<'a> {
+    pinned: &'a Pinned,
+}
+
+impl Drop for Watching<'_> {
+    fn drop(&mut self) {
+        let _ = self.pinned.entry.waiter.compare_exchange(
+            own_latch(),
+            0,
+            Ordering::AcqRel,
+            Ordering::Acquire,
+        );
+    }
+}
+
+fn tell_worker(flag: fn(&Database) -> &AtomicBool) {
+    if let Some(here) = database() {
+        flag(here).store(true, Ordering::Release);
+        set_latch(here.worker.load(Ordering::Acquire));
+    }
+}
+
+/// A holder has changed: the worker is to tell whoever listens.
+pub fn tell_change() {
+    tell_worker(|here| &here.is_changed);
+}
+
+pub fn take_change() -> bool {
+    database().is_some_and(|here| here.is_changed.swap(false, Ordering::AcqRel))
+}
+
+/// Whether something is to be written at once, unless somebody else asks meanwhile.
+pub fn take_urgency() -> bool {
+    database().is_some_and(|here| here.is_urgent.swap(false, Ordering::AcqRel))
+}
+
+/// An expiry that the table does not know yet.
+pub struct Unwritten {
+    pub lease_id: i64,
+    pub epoch: i64,
+    pub expires_at: i64,
+    pub ttl: i64,
+    pinned: Pinned,
+}
+
+impl Unwritten {
+    /// It could not be written after all.
+    pub fn put_back(&self) {
+        self.pinned
+            .entry
+            .to_write
+            .fetch_max(DIRTY, Ordering::AcqRel);
+    }
+}
+
+/// Which expiries are to be written to the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// Those of which a crash would lose what was promised.
+    Urgent,
+    All,
+}
+
+/// Takes what the table does not know yet, up to `limit`.
+pub fn take_unwritten(extent: Extent, limit: usize) -> Vec<Unwritten> {
+    let Some(header) = header() else {
+        return Vec::new();
+    };
+    let database = own_database();
+    let level = match extent {
+        Extent::Urgent => URGENT,
+        Extent::All => DIRTY,
+    };
+    let _shared = LOCK.share();
+    let dirty = entries(header).iter().filter(|entry| {
+        entry.to_write.load(Ordering::Acquire) >= level
+            && entry.database.load(Ordering::Acquire) == database
+            && !is_taken(entry.word.load(Ordering::Acquire))
+    });
+    let unwritten = dirty.take(limit).map(|entry| {
+        entry.pins.fetch_add(1, Ordering::AcqRel);
+        // Before the values are read: a renewal after this is written the next time.
+        entry.to_write.store(CLEAN, Ordering::Release);
+        Unwritten {
+            lease_id: entry.lease_id.load(Ordering::Acquire),
+            epoch: entry.epoch.load(Ordering::Acquire),
+            expires_at: expiry(entry.word.load(Ordering::Acquire)),
+            ttl: entry.ttl.load(Ordering::Acquire),
+            pinned: Pinned { entry },
+        }
+    });
+    unwritten.collect()
+}

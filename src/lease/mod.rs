@@ -1,0 +1,20 @@
+//! Leases with fencing: at most one holder of a resource at a time, and no write under an epoch that
+//! is over.
+
+mod acquire;
+mod admission;
+mod clock;
+mod grant;
+mod heap;
+mod history;
+mod lock;
+pub mod memory;
+pub mod protection;
+mod savepoint;
+mod sql;
+mod store;
+mod tenure;
+mod transaction;
+pub mod writeback;
+
+pub use transaction::register_callbacks;

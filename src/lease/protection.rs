@@ -1,0 +1,345 @@
+//! Tables whose every write is checked against a lease, by triggers that always fire.
+//!
+//! A table of one resource is checked before each statement and before each row: statement triggers do
+//! not fire for rows that replication applies or that are written straight into a partition. A table
+//! whose rows name their resource is checked after each row, when no trigger can change it any more.
+
+use std::ffi::CStr;
+use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
+
+use pgrx::prelude::*;
+use pgrx::{FromDatum, PGRXSharedMemory, PgAtomic, pg_shmem_init, pg_sys};
+
+use super::{admission, transaction};
+use crate::error::{self, Result};
+use crate::is_preloaded;
+use crate::varlena::raise;
+
+/// What a table is protected by: arguments of its triggers. Empty stands for none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Protection<'a> {
+    pub resource: &'a str,
+    pub resource_column: &'a str,
+    pub epoch_column: &'a str,
+}
+
+impl<'a> Protection<'a> {
+    /// Reads `pg_trigger.tgargs`: strings that each end with a zero byte.
+    pub fn parse(arguments: &'a [u8]) -> Option<Self> {
+        let text = std::str::from_utf8(arguments).ok()?;
+        let mut parts = text.split_terminator('\0');
+        Some(Self {
+            resource: parts.next()?,
+            resource_column: parts.next()?,
+            epoch_column: parts.next()?,
+        })
+    }
+}
+
+/// Entry point of the triggers.
+///
+/// # Safety
+/// Called by PostgreSQL as a trigger function.
+#[pg_guard]
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn fence_guard_wrapper(
+    fcinfo: pg_sys::FunctionCallInfo,
+) -> pg_sys::Datum {
+    // SAFETY: PostgreSQL calls a trigger function with its data as context, and no other function can
+    // be declared to return a trigger.
+    let data = unsafe { &*(*fcinfo).context.cast::<pg_sys::TriggerData>() };
+    let write = Write { data };
+    if let Err(refusal) = write.check() {
+        count_refusal(write.table_oid());
+        raise(refusal);
+    }
+    write.unchanged()
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn pg_finfo_fence_guard_wrapper() -> &'static pg_sys::Pg_finfo_record {
+    const RECORD: pg_sys::Pg_finfo_record = pg_sys::Pg_finfo_record { api_version: 1 };
+    &RECORD
+}
+
+/// One firing of a trigger.
+struct Write<'a> {
+    data: &'a pg_sys::TriggerData,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Operation {
+    Insert,
+    Delete,
+    Update,
+    Truncate,
+}
+
+impl Write<'_> {
+    fn operation(&self) -> Operation {
+        match self.data.tg_event & pg_sys::TRIGGER_EVENT_OPMASK {
+            pg_sys::TRIGGER_EVENT_INSERT => Operation::Insert,
+            pg_sys::TRIGGER_EVENT_DELETE => Operation::Delete,
+            pg_sys::TRIGGER_EVENT_UPDATE => Operation::Update,
+            _ => Operation::Truncate,
+        }
+    }
+
+    fn is_for_row(&self) -> bool {
+        self.data.tg_event & pg_sys::TRIGGER_EVENT_ROW != 0
+    }
+
+    fn table_oid(&self) -> u32 {
+        // SAFETY: the relation is open while its trigger runs.
+        unsafe { (*self.data.tg_relation).rd_id }.to_u32()
+    }
+
+    fn table_name(&self) -> String {
+        // SAFETY: as above; a relation's name ends with a zero byte.
+        unsafe {
+            let name = &raw const (*(*self.data.tg_relation).rd_rel).relname.data;
+            CStr::from_ptr(name.cast()).to_string_lossy().into_owned()
+        }
+    }
+
+    fn argument(&self, number: usize) -> &str {
+        // SAFETY: the trigger has three arguments, as coord.protect_table gave it and the check of the
+        // count ensures; each is a C string in the encoding of the database, which is UTF-8.
+        unsafe {
+            let trigger = &*self.data.tg_trigger;
+            if usize::try_from(trigger.tgnargs).is_ok_and(|count| number < count) {
+                let text = CStr::from_ptr(*trigger.tgargs.add(number));
+                text.to_str().unwrap_or_default()
+            } else {
+                ""
+            }
+        }
+    }
+
+    fn protection(&self) -> Protection<'_> {
+        Protection {
+            resource: self.argument(0),
+            resource_column: self.argument(1),
+            epoch_column: self.argument(2),
+        }
+    }
+
+    /// Checks what is written, and for a row that is moved to another resource also what is replaced.
+    fn check(&self) -> Result<()> {
+        let protection = self.protection();
+        let is_by_column = protection.resource.is_empty();
+        match self.operation() {
+            Operation::Truncate if is_by_column => Err(error::fence_truncate(&self.table_name())),
+            // The rows bring their tokens.
+            Operation::Insert | Operation::Update
+                if !self.is_for_row() && !protection.epoch_column.is_empty() =>
+            {
+                Ok(())
+            }
+            Operation::Truncate => self.check_under(protection.resource, None),
+            _ if !self.is_for_row() => self.check_under(protection.resource, None),
+            Operation::Insert => self.check_row(protection, self.data.tg_trigtuple, true),
+            Operation::Delete => self.check_row(protection, self.data.tg_trigtuple, false),
+            Operation::Update => {
+                if is_by_column {
+                    self.check_replaced(protection)?;
+                }
+                let brings_token = self.sets_column(protection.epoch_column)?;
+                self.check_row(protection, self.data.tg_newtuple, brings_token)
+            }
+        }
+    }
+
+    /// An UPDATE that changes the resource of a row also writes under the one it had.
+    fn check_replaced(&self, protection: Protection) -> Result<()> {
+        let before = self.resource_of(protection, self.data.tg_trigtuple)?;
+        let after = self.resource_of(protection, self.data.tg_newtuple)?;
+        if before == after {
+            return Ok(());
+        }
+        self.check_under(&before, None)
+    }
+
+    fn check_row(
+        &self,
+        protection: Protection,
+        row: pg_sys::HeapTuple,
+        brings_token: bool,
+    ) -> Result<()> {
+        let token = if brings_token && !protection.epoch_column.is_empty() {
+            let number = self.column_number(protection.epoch_column)?;
+            // SAFETY: coord.protect_table has seen to it that the column is a bigint.
+            unsafe { self.value::<i64>(row, number) }
+        } else {
+            None
+        };
+        if protection.resource.is_empty() {
+            self.check_under(&self.resource_of(protection, row)?, token)
+        } else {
+            self.check_under(protection.resource, token)
+        }
+    }
+
+    /// Checks the token that the row brings, or that of the transaction.
+    fn check_under(&self, resource: &str, brought: Option<i64>) -> Result<()> {
+        match brought.or_else(|| transaction::token(resource)) {
+            Some(epoch) => admission::admit(resource, epoch),
+            None => Err(error::fence_missing(resource, &self.table_name())),
+        }
+    }
+
+    fn resource_of(&self, protection: Protection, row: pg_sys::HeapTuple) -> Result<String> {
+        let column = protection.resource_column;
+        let number = self.column_number(column)?;
+        // SAFETY: coord.protect_table has seen to it that the column is text or varchar.
+        unsafe { self.value::<String>(row, number) }
+            .ok_or_else(|| error::fence_unnamed(&self.table_name(), column))
+    }
+
+    fn columns(&self) -> pg_sys::TupleDesc {
+        // SAFETY: the relation is open while its trigger runs.
+        unsafe { (*self.data.tg_relation).rd_att }
+    }
+
+    fn column_number(&self, name: &str) -> Result<i32> {
+        let missing = || error::fence_column_missing(&self.table_name(), name);
+        let c_name = std::ffi::CString::new(name).map_err(|_| missing())?;
+        // SAFETY: looks the name up in the columns of the relation.
+        let number = unsafe { pg_sys::SPI_fnumber(self.columns(), c_name.as_ptr()) };
+        if number > 0 {
+            Ok(number)
+        } else {
+            Err(missing())
+        }
+    }
+
+    /// # Safety
+    /// The column is of type `T`.
+    unsafe fn value<T: FromDatum>(&self, row: pg_sys::HeapTuple, number: i32) -> Option<T> {
+        let mut is_null = false;
+        // SAFETY: the row is of the relation and has the column.
+        unsafe {
+            let datum = pg_sys::SPI_getbinval(row, self.columns(), number, &raw mut is_null);
+            T::from_datum(datum, is_null)
+        }
+    }
+
+    /// Whether the UPDATE itself sets a column. What it leaves alone is what some earlier writer knew.
+    fn sets_column(&self, name: &str) -> Result<bool> {
+        if name.is_empty() {
+            return Ok(false);
+        }
+        let place = self.column_number(name)? - pg_sys::FirstLowInvalidHeapAttributeNumber;
+        // SAFETY: the set lives as long as the trigger's data.
+        Ok(unsafe { pg_sys::bms_is_member(place, self.data.tg_updatedcols) })
+    }
+
+    /// What lets PostgreSQL go on with the row as it is.
+    fn unchanged(&self) -> pg_sys::Datum {
+        if !self.is_for_row() {
+            return pg_sys::Datum::null();
+        }
+        let row = if self.operation() == Operation::Update {
+            self.data.tg_newtuple
+        } else {
+            self.data.tg_trigtuple
+        };
+        pg_sys::Datum::from(row)
+    }
+}
+
+/// Tables that refusals are counted of, of all databases of the server.
+const COUNTED: usize = 512;
+
+#[derive(Default)]
+struct Counter {
+    database: AtomicU32,
+    table: AtomicU32,
+    refusals: AtomicI64,
+}
+
+struct Counters {
+    tables: [Counter; COUNTED],
+}
+
+// SAFETY: only atomics.
+unsafe impl PGRXSharedMemory for Counters {}
+
+// SAFETY: the name is this extension's own.
+static COUNTERS: PgAtomic<Counters> = unsafe { PgAtomic::new(c"pg_test refusals") };
+
+/// Called from `_PG_init` while the server preloads libraries.
+pub fn register() {
+    pg_shmem_init!(
+        COUNTERS = Counters {
+            tables: std::array::from_fn(|_| Counter::default()),
+        }
+    );
+}
+
+/// A refused write is rolled back, so only shared memory can count it. When all places are taken the
+/// table goes uncounted.
+fn count_refusal(table: u32) {
+    if !is_preloaded() {
+        return;
+    }
+    // SAFETY: set before any function of this database runs.
+    let database = unsafe { pg_sys::MyDatabaseId }.to_u32();
+    let counters = &COUNTERS.get().tables;
+    let is_mine = |counter: &&Counter| {
+        counter.table.load(Ordering::Acquire) == table
+            && counter.database.load(Ordering::Acquire) == database
+    };
+    let free = |counter: &&Counter| {
+        let taken = counter
+            .table
+            .compare_exchange(0, table, Ordering::AcqRel, Ordering::Acquire);
+        taken.is_ok()
+    };
+    let counter = counters.iter().find(is_mine).or_else(|| {
+        let counter = counters.iter().find(free)?;
+        counter.database.store(database, Ordering::Release);
+        Some(counter)
+    });
+    if let Some(counter) = counter {
+        counter.refusals.fetch_add(1, Ordering::AcqRel);
+    }
+}
+
+/// Writes to a table refused since the server started. None without preloading.
+pub fn refusals(table: u32) -> Option<i64> {
+    if !is_preloaded() {
+        return None;
+    }
+    // SAFETY: as above.
+    let database = unsafe { pg_sys::MyDatabaseId }.to_u32();
+    let counters = &COUNTERS.get().tables;
+    let mine = counters.iter().filter(|counter| {
+        counter.table.load(Ordering::Acquire) == table
+            && counter.database.load(Ordering::Acquire) == database
+    });
+    Some(
+        mine.map(|counter| counter.refusals.load(Ordering::Acquire))
+            .sum(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_are_read_back() {
+        let parsed = Protection::parse(b"job\0\0epoch\0").unwrap();
+        assert_eq!(
+            parsed,
+            Protection {
+                resource: "job",
+                resource_column: "",
+                epoch_column: "epoch"
+            }
+        );
+        assert_eq!(Protection::parse(b"job\0"), None);
+        assert_eq!(Protection::parse(b"\xff\0\0\0"), None);
+    }
+}

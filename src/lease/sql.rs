@@ -1,0 +1,389 @@
+//! Binds leases and fencing to SQL; the declarations are in `sql/lease.sql`.
+
+use std::ffi::CStr;
+use std::time::Duration;
+
+use pgrx::callconv::{BoxRet, FcInfo};
+use pgrx::datum::Datum;
+use pgrx::iter::TableIterator;
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::prelude::*;
+use pgrx::{IntoDatum, JsonB, Uuid, pg_sys};
+
+use super::acquire::{self, Answer, Grant, Wish};
+use super::grant::{self, Request};
+use super::heap::Access;
+use super::lock::Lock;
+use super::memory::{self, Key};
+use super::protection::{self, Protection};
+use super::store::{self, Leases};
+use super::tenure::{self, Claim};
+use super::{admission, transaction};
+use crate::error::{self, Error, bad_argument};
+use crate::varlena::SqlResult;
+
+/// A row of type `coord.lease_grant`.
+struct GrantRow(Grant);
+
+// SAFETY: the functions that return it are declared to return that type.
+unsafe impl BoxRet for GrantRow {
+    unsafe fn box_into<'fcx>(self, fcinfo: &mut FcInfo<'fcx>) -> Datum<'fcx> {
+        let Self(grant) = self;
+        let values = [
+            grant.resource.into_datum(),
+            grant.holder.into_datum(),
+            grant.epoch.into_datum(),
+            Some(store::timestamp(grant.expires_at)),
+        ];
+        // SAFETY: the row type is that of the call; it has these four columns.
+        unsafe {
+            let row = composite(fcinfo.as_mut_ptr(), &values);
+            fcinfo.return_raw_datum(row)
+        }
+    }
+}
+
+pgrx::impl_sql_translatable!(GrantRow, "lease_grant");
+
+/// A row of the composite type that a function is called to return.
+///
+/// # Safety
+/// The call is of a function whose result has columns of the types of `values`, none of them null.
+unsafe fn composite(
+    call: pg_sys::FunctionCallInfo,
+    values: &[Option<pg_sys::Datum>],
+) -> pg_sys::Datum {
+    let mut datums: Vec<pg_sys::Datum> = values
+        .iter()
+        .map(|value| value.unwrap_or(pg_sys::Datum::null()))
+        .collect();
+    let mut nulls: Vec<bool> = values.iter().map(Option::is_none).collect();
+    let mut columns = std::ptr::null_mut();
+    // SAFETY: as promised by the caller.
+    unsafe {
+        pg_sys::get_call_result_type(call, std::ptr::null_mut(), &raw mut columns);
+        let columns = pg_sys::BlessTupleDesc(columns);
+        let row = pg_sys::heap_form_tuple(columns, datums.as_mut_ptr(), nulls.as_mut_ptr());
+        pg_sys::HeapTupleHeaderGetDatum((*row).t_data)
+    }
+}
+
+fn microseconds(interval: &Interval) -> Result<i64, Error> {
+    grant::interval_microseconds(interval.months(), interval.days(), interval.micros())
+}
+
+fn ttl_microseconds(ttl: &Interval) -> Result<i64, Error> {
+    let ttl = microseconds(ttl)?;
+    grant::check_ttl(ttl)?;
+    Ok(ttl)
+}
+
+/// Raises 25006 on a standby, where nothing is granted.
+fn refuse_standby(function: &CStr) {
+    // SAFETY: a plain C string.
+    unsafe { pg_sys::PreventCommandDuringRecovery(function.as_ptr()) };
+}
+
+/// Raises 25006 in a transaction that only reads as well.
+fn refuse_to_read_only(function: &CStr) {
+    // SAFETY: a plain C string.
+    unsafe { pg_sys::PreventCommandIfReadOnly(function.as_ptr()) };
+    refuse_standby(function);
+}
+
+fn required<T>(argument: Option<T>, name: &str) -> Result<T, Error> {
+    argument.ok_or_else(|| {
+        bad_argument(
+            format!("{name} must not be null"),
+            "Only request_id may be null.",
+        )
+    })
+}
+
+/// What is asked of an acquisition, as SQL gives it.
+struct Arguments<'a> {
+    resource: Option<&'a str>,
+    holder: Option<&'a str>,
+    ttl: Option<Interval>,
+    request_id: Option<Uuid>,
+    max_wait: Option<Interval>,
+    terminate_writers: Option<bool>,
+}
+
+fn acquire(arguments: Arguments) -> Result<Answer, Error> {
+    let resource = required(arguments.resource, "resource")?;
+    let holder = required(arguments.holder, "holder")?;
+    grant::check_name("resource", resource)?;
+    grant::check_name("holder", holder)?;
+    let max_wait = microseconds(&required(arguments.max_wait, "max_wait")?)?;
+    grant::check_max_wait(max_wait)?;
+    refuse_to_read_only(c"lease_acquire()");
+    acquire::acquire(&Wish {
+        resource,
+        request: Request {
+            holder,
+            id: arguments.request_id.map(|id| *id.as_bytes()),
+        },
+        ttl: ttl_microseconds(&required(arguments.ttl, "ttl")?)?,
+        max_wait: Duration::from_micros(max_wait.unsigned_abs()),
+        terminates_writers: required(arguments.terminate_writers, "terminate_writers")?,
+    })
+}
+
+#[pg_extern(sql = false)]
+fn lease_acquire(
+    resource: Option<&str>,
+    holder: Option<&str>,
+    ttl: Option<Interval>,
+    request_id: Option<Uuid>,
+    max_wait: Option<Interval>,
+    terminate_writers: Option<bool>,
+) -> SqlResult<GrantRow> {
+    match acquire(Arguments {
+        resource,
+        holder,
+        ttl,
+        request_id,
+        max_wait,
+        terminate_writers,
+    })? {
+        Answer::Granted(grant) => Ok(GrantRow(grant)),
+        Answer::Refused(refusal) => Err(refusal.into()),
+    }
+}
+
+#[pg_extern(sql = false)]
+fn lease_try_acquire(
+    resource: Option<&str>,
+    holder: Option<&str>,
+    ttl: Option<Interval>,
+    request_id: Option<Uuid>,
+) -> SqlResult<Option<GrantRow>> {
+    match acquire(Arguments {
+        resource,
+        holder,
+        ttl,
+        request_id,
+        max_wait: Some(Interval::from_micros(0)),
+        terminate_writers: Some(false),
+    })? {
+        Answer::Granted(grant) => Ok(Some(GrantRow(grant))),
+        Answer::Refused(_) => Ok(None),
+    }
+}
+
+/// A moment of the lease clock as SQL has it.
+struct Moment(i64);
+
+// SAFETY: a timestamptz is its microseconds.
+unsafe impl BoxRet for Moment {
+    unsafe fn box_into<'fcx>(self, fcinfo: &mut FcInfo<'fcx>) -> Datum<'fcx> {
+        // SAFETY: as above.
+        unsafe { fcinfo.return_raw_datum(store::timestamp(self.0)) }
+    }
+}
+
+pgrx::impl_sql_translatable!(Moment, "timestamptz");
+
+#[pg_extern(sql = false)]
+fn lease_renew(resource: &str, holder: &str, epoch: i64, ttl: Interval) -> SqlResult<Moment> {
+    let ttl = ttl_microseconds(&ttl)?;
+    refuse_standby(c"lease_renew()");
+    let claim = Claim {
+        resource,
+        holder,
+        epoch,
+    };
+    let renewed = tenure::renew(claim, ttl).map_err(|refusal| refusal.into_error(claim))?;
+    Ok(Moment(renewed))
+}
+
+/// Reads `{"resource": epoch, …}`.
+fn claimed_epochs(epochs: &JsonB) -> Result<Vec<(String, i64)>, Error> {
+    let malformed = |detail: String| bad_argument("invalid epochs", detail);
+    let object = epochs
+        .0
+        .as_object()
+        .ok_or_else(|| malformed("They are an object of resources and epochs.".to_owned()))?;
+    let claims = object.iter().map(|(resource, epoch)| {
+        let epoch = epoch
+            .as_i64()
+            .ok_or_else(|| malformed(format!("The epoch of \"{resource}\" is {epoch}.")))?;
+        Ok((resource.clone(), epoch))
+    });
+    claims.collect()
+}
+
+// pgrx reads the columns from the text of the result type, so none of it can be an alias.
+#[expect(clippy::type_complexity)]
+#[pg_extern(sql = false)]
+fn lease_renew_all(
+    holder: &str,
+    epochs: JsonB,
+    ttl: Interval,
+) -> Result<
+    TableIterator<
+        'static,
+        (
+            name!(resource, String),
+            name!(epoch, i64),
+            name!(expires_at, Option<TimestampWithTimeZone>),
+            name!(refusal, Option<String>),
+        ),
+    >,
+    ErrorReport,
+> {
+    let ttl = ttl_microseconds(&ttl)?;
+    let claims = claimed_epochs(&epochs)?;
+    refuse_standby(c"lease_renew_all()");
+    let mut rows = Vec::with_capacity(claims.len());
+    for (resource, epoch) in claims {
+        let claim = Claim {
+            resource: &resource,
+            holder,
+            epoch,
+        };
+        let (expires_at, refusal) = match tenure::renew(claim, ttl) {
+            Ok(expires_at) => (TimestampWithTimeZone::try_from(expires_at).ok(), None),
+            Err(refusal) => (None, Some(refusal.name().to_owned())),
+        };
+        rows.push((resource, epoch, expires_at, refusal));
+    }
+    Ok(TableIterator::new(rows))
+}
+
+#[pg_extern(sql = false)]
+fn lease_release(resource: &str, holder: &str, epoch: i64) -> SqlResult<bool> {
+    refuse_to_read_only(c"lease_release()");
+    let claim = Claim {
+        resource,
+        holder,
+        epoch,
+    };
+    tenure::release(claim).map_err(|refusal| refusal.into_error(claim))?;
+    Ok(true)
+}
+
+#[pg_extern(sql = false)]
+fn lease_release_all(holder: &str) -> i64 {
+    refuse_to_read_only(c"lease_release_all()");
+    tenure::release_all(holder)
+}
+
+#[pg_extern(sql = false)]
+fn lease_revoke(resource: &str, reason: &str) -> SqlResult<bool> {
+    refuse_to_read_only(c"lease_revoke()");
+    Ok(tenure::revoke(resource, reason)?)
+}
+
+#[pg_extern(sql = false)]
+fn lease_current(resource: &str) -> Option<GrantRow> {
+    let found = Leases::open(Access::Read).find(resource)?;
+    let lease = &found.lease;
+    lease
+        .is_held(store::now())
+        .then(|| GrantRow(Grant::of(resource, lease)))
+}
+
+#[pg_extern(sql = false)]
+fn lease_memory_is_open() -> bool {
+    memory::is_open()
+}
+
+#[pg_extern(sql = false)]
+fn lease_now() -> Moment {
+    Moment(store::now())
+}
+
+#[pg_extern(sql = false)]
+fn lease_expires_at(
+    lease_id: i64,
+    epoch: i64,
+    expires_at: TimestampWithTimeZone,
+    ttl: Interval,
+    memory: TimestampWithTimeZone,
+) -> SqlResult<Moment> {
+    let key = Key {
+        relation: super::heap::relation_oid(c"lease").to_u32(),
+        lease_id,
+    };
+    let stored = grant::Stored {
+        expires_at: expires_at.into_inner(),
+        ttl: microseconds(&ttl)?,
+        memory: memory.into_inner(),
+    };
+    Ok(Moment(store::expires_at(key, epoch, stored)))
+}
+
+/// The numbers of a lease's lock.
+struct LockNumbers(u32, u32);
+
+// SAFETY: the function that returns it is declared to return two oids.
+unsafe impl BoxRet for LockNumbers {
+    unsafe fn box_into<'fcx>(self, fcinfo: &mut FcInfo<'fcx>) -> Datum<'fcx> {
+        let values = [
+            pg_sys::Oid::from(self.0).into_datum(),
+            pg_sys::Oid::from(self.1).into_datum(),
+        ];
+        // SAFETY: as above.
+        unsafe {
+            let row = composite(fcinfo.as_mut_ptr(), &values);
+            fcinfo.return_raw_datum(row)
+        }
+    }
+}
+
+pgrx::impl_sql_translatable!(LockNumbers, "record");
+
+#[pg_extern(sql = false)]
+fn lease_lock(resource: &str) -> LockNumbers {
+    let (high, low) = Lock::of_lease(resource).numbers();
+    LockNumbers(high, low)
+}
+
+#[pg_extern(sql = false)]
+fn fence(resource: &str, epoch: i64) -> SqlResult<()> {
+    Ok(admission::admit(resource, epoch)?)
+}
+
+#[pg_extern(sql = false)]
+fn fence_set(resource: &str, epoch: i64) -> SqlResult<()> {
+    admission::admit(resource, epoch)?;
+    transaction::set_token(resource, epoch);
+    Ok(())
+}
+
+/// The three arguments of a trigger of ours, null where it has none.
+struct GuardArguments([Option<String>; 3]);
+
+// SAFETY: the function that returns it is declared to return three texts.
+unsafe impl BoxRet for GuardArguments {
+    unsafe fn box_into<'fcx>(self, fcinfo: &mut FcInfo<'fcx>) -> Datum<'fcx> {
+        let values = self.0.map(IntoDatum::into_datum);
+        // SAFETY: as above.
+        unsafe {
+            let row = composite(fcinfo.as_mut_ptr(), &values);
+            fcinfo.return_raw_datum(row)
+        }
+    }
+}
+
+pgrx::impl_sql_translatable!(GuardArguments, "record");
+
+#[pg_extern(sql = false)]
+fn fence_guard_arguments(arguments: &[u8]) -> SqlResult<GuardArguments> {
+    let malformed =
+        || -> Error { error::malformed_binary("trigger arguments", "They are not three texts.") };
+    let found = Protection::parse(arguments).ok_or_else(malformed)?;
+    let given = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    Ok(GuardArguments([
+        given(found.resource),
+        given(found.resource_column),
+        given(found.epoch_column),
+    ]))
+}
+
+#[pg_extern(sql = false)]
+fn fence_refusals(target: pg_sys::Oid) -> Option<i64> {
+    protection::refusals(target.to_u32())
+}

@@ -1,0 +1,277 @@
+//! Rows of `coord.lease`, joined with what shared memory knows of their expiry.
+
+use pgrx::prelude::*;
+use pgrx::{IntoDatum, pg_sys};
+
+use super::grant::{Ended, Lease, Run, Stored};
+use super::heap::{self, Access, Row, Table};
+use super::memory::{self, Key, Known};
+use crate::error::{self, Result};
+use crate::{guc, node};
+
+/// The lease clock, which a test may have set ahead or back.
+pub fn now() -> i64 {
+    memory::clock_now().saturating_add(i64::from(guc::CLOCK_OFFSET.get()) * 1_000)
+}
+
+pub fn timestamp(microseconds: i64) -> pg_sys::Datum {
+    pg_sys::Datum::from(microseconds)
+}
+
+/// An interval of microseconds alone, which reads back as exactly that.
+fn interval(microseconds: i64) -> Option<pg_sys::Datum> {
+    // SAFETY: allocated in the memory of the call.
+    let mut interval = unsafe { PgBox::<pg_sys::Interval>::alloc0() };
+    interval.time = microseconds;
+    Some(pg_sys::Datum::from(interval.into_pg()))
+}
+
+/// Columns of `coord.lease`, from 0.
+mod column {
+    pub const LEASE_ID: usize = 0;
+    pub const EPOCH: usize = 1;
+    pub const ACQUIRED_AT: usize = 2;
+    pub const EXPIRES_AT: usize = 3;
+    pub const TTL: usize = 4;
+    pub const MEMORY: usize = 5;
+    pub const ENDED: usize = 6;
+    pub const ENDED_AT: usize = 7;
+    pub const REQUEST_ID: usize = 8;
+    pub const RESOURCE: usize = 9;
+    pub const HOLDER: usize = 10;
+    pub const COUNT: usize = 11;
+}
+
+/// The last grant of a resource, with the place of its expiry.
+#[derive(Clone, Debug)]
+pub struct StoredLease {
+    /// Its expiry is the effective one as of the last look.
+    pub lease: Lease,
+    pub key: Key,
+    stored: Stored,
+}
+
+impl StoredLease {
+    fn read(table: &Table, row: &Row) -> Self {
+        let values = row.values::<{ column::COUNT }>();
+        // SAFETY: the types are those of sql/lease.sql; only nullable columns can be null.
+        unsafe {
+            let stored = Stored {
+                expires_at: values.get(column::EXPIRES_AT).unwrap_or_default(),
+                ttl: values
+                    .get::<Interval>(column::TTL)
+                    .map_or(0, |ttl| ttl.micros()),
+                memory: values.get(column::MEMORY).unwrap_or_default(),
+            };
+            let ended = values.get::<&str>(column::ENDED).map(|ended| match ended {
+                "released" => Ended::Released,
+                _ => Ended::Revoked,
+            });
+            let request = values.get::<pgrx::Uuid>(column::REQUEST_ID);
+            let mut found = Self {
+                lease: Lease {
+                    holder: values.get(column::HOLDER).unwrap_or_default(),
+                    epoch: values.get(column::EPOCH).unwrap_or_default(),
+                    expires_at: 0,
+                    request: request.map(|id| *id.as_bytes()),
+                    ended,
+                },
+                key: Key {
+                    relation: table.oid(),
+                    lease_id: values.get(column::LEASE_ID).unwrap_or_default(),
+                },
+                stored,
+            };
+            found.refresh();
+            found
+        }
+    }
+
+    /// Looks again when it expires.
+    pub fn refresh(&mut self) {
+        self.lease.expires_at = expires_at(self.key, self.lease.epoch, self.stored);
+    }
+
+    pub fn known(&self) -> Known {
+        Known {
+            key: self.key,
+            epoch: self.lease.epoch,
+            expires_at: self.lease.expires_at,
+            ttl: self.stored.ttl,
+        }
+    }
+}
+
+/// When a lease expires: by shared memory if that has it, else by the table.
+pub fn expires_at(key: Key, epoch: i64, stored: Stored) -> i64 {
+    memory::expires_at(key, epoch).unwrap_or_else(|| {
+        if stored.memory == memory::since() {
+            return stored.expires_at;
+        }
+        stored.expiry(run())
+    })
+}
+
+/// This run of shared memory, and how the one before it ended.
+pub fn run() -> Run {
+    let predecessor_was_closed = memory::predecessor_was_closed().unwrap_or_else(|| {
+        let was_closed = read_predecessor();
+        memory::note_predecessor(was_closed);
+        was_closed
+    });
+    Run {
+        memory: memory::since(),
+        predecessor_was_closed,
+    }
+}
+
+/// Whether the memory before this one was written back in full, by the one row that says so. Where
+/// there is none, no renewal was ever kept in memory alone.
+fn read_predecessor() -> bool {
+    let table = Table::open(c"lease_memory", Access::Read);
+    let mut was_closed = true;
+    table.scan(None, None, |row| {
+        let values = row.values::<3>();
+        // SAFETY: the types are those of sql/lease.sql.
+        was_closed = unsafe {
+            let is_this = values.get::<i64>(0) == Some(memory::since());
+            values.get(if is_this { 1 } else { 2 }).unwrap_or(false)
+        };
+        true
+    });
+    was_closed
+}
+
+const INDEX: &std::ffi::CStr = c"lease_pkey";
+const RESOURCE_NUMBER: i16 = column::RESOURCE as i16 + 1;
+const HOLDER_NUMBER: i16 = column::HOLDER as i16 + 1;
+
+/// `coord.lease`, open.
+pub struct Leases {
+    table: Table,
+}
+
+impl Leases {
+    pub fn open(access: Access) -> Self {
+        Self {
+            table: Table::open(c"lease", access),
+        }
+    }
+
+    /// The last grant of a resource, by the latest snapshot.
+    pub fn find(&self, resource: &str) -> Option<StoredLease> {
+        let row = self.table.find(Some(INDEX), RESOURCE_NUMBER, resource)?;
+        Some(StoredLease::read(&self.table, &row))
+    }
+
+    /// Resources last granted to a holder and not given back, with their epochs, in order.
+    pub fn of_holder(&self, holder: &str) -> Vec<(String, i64)> {
+        let mut found = Vec::new();
+        self.table.scan(None, Some((HOLDER_NUMBER, holder)), |row| {
+            let values = row.values::<{ column::COUNT }>();
+            // SAFETY: the types are those of sql/lease.sql.
+            let (resource, epoch) = unsafe {
+                (
+                    values.get::<String>(column::RESOURCE),
+                    values.get(column::EPOCH),
+                )
+            };
+            if let (Some(resource), Some(epoch), None) =
+                (resource, epoch, values.datum(column::ENDED))
+            {
+                found.push((resource, epoch));
+            }
+            true
+        });
+        found.sort();
+        found
+    }
+
+    /// What a resource that was never granted is known by.
+    pub fn new_key(&self) -> Key {
+        Key {
+            relation: self.table.oid(),
+            lease_id: heap::next_number(heap::relation_oid(c"lease_lease_id_seq")),
+        }
+    }
+
+    /// Stores a grant. The caller holds the lease for a takeover.
+    pub fn store_grant(&self, resource: &str, key: Key, lease: &Lease, ttl: i64, now: i64) {
+        let mut values = [None; column::COUNT];
+        values[column::LEASE_ID] = key.lease_id.into_datum();
+        values[column::EPOCH] = lease.epoch.into_datum();
+        values[column::ACQUIRED_AT] = Some(timestamp(now));
+        values[column::EXPIRES_AT] = Some(timestamp(lease.expires_at));
+        values[column::TTL] = interval(ttl);
+        values[column::MEMORY] = Some(timestamp(memory::since()));
+        values[column::REQUEST_ID] = lease
+            .request
+            .and_then(|id| pgrx::Uuid::from_bytes(id).into_datum());
+        values[column::RESOURCE] = resource.into_datum();
+        values[column::HOLDER] = lease.holder.as_str().into_datum();
+        match self.table.find(Some(INDEX), RESOURCE_NUMBER, resource) {
+            Some(row) => self.table.replace(&row, &values),
+            None => self.table.insert(&values),
+        }
+    }
+
+    /// Stores that the last grant of a resource has ended. The caller holds the lease for a change.
+    pub fn store_end(&self, resource: &str, ended: Ended, now: i64) {
+        let ended = match ended {
+            Ended::Released => "released",
+            Ended::Revoked => "revoked",
+        };
+        self.replace(resource, |values| {
+            values[column::ENDED] = ended.into_datum();
+            values[column::ENDED_AT] = Some(timestamp(now));
+        });
+    }
+
+    /// Stores a renewal. The caller holds the lease for a change.
+    pub fn store_expiry(&self, resource: &str, expires_at: i64, ttl: i64) {
+        self.replace(resource, |values| {
+            values[column::EXPIRES_AT] = Some(timestamp(expires_at));
+            values[column::TTL] = interval(ttl);
+            values[column::MEMORY] = Some(timestamp(memory::since()));
+        });
+    }
+
+    fn replace(
+        &self,
+        resource: &str,
+        change: impl FnOnce(&mut [Option<pg_sys::Datum>; column::COUNT]),
+    ) {
+        if let Some(row) = self.table.find(Some(INDEX), RESOURCE_NUMBER, resource) {
+            let before = row.values::<{ column::COUNT }>();
+            let mut values = std::array::from_fn(|column| before.datum(column));
+            change(&mut values);
+            self.table.replace(&row, &values);
+        }
+    }
+}
+
+/// The life of this node, which the epochs of its grants lie in; the first one where the database is
+/// no node. 55000 while the node does not know yet.
+pub fn incarnation() -> Result<i64> {
+    let table = Table::open(c"local_node", Access::Read);
+    let mut found = Ok(1);
+    table.scan(None, None, |row| {
+        // SAFETY: the types are those of sql/node.sql.
+        let (incarnation, place, started) = unsafe {
+            (
+                row.get_named::<i64>(c"incarnation"),
+                row.get_named::<&str>(c"place"),
+                row.get_named::<TimestampWithTimeZone>(c"started"),
+            )
+        };
+        let is_confirmed = place
+            .zip(started)
+            .is_some_and(|(place, started)| node::sql::life_is_confirmed(place, started));
+        found = match incarnation {
+            Some(incarnation) if is_confirmed => Ok(incarnation),
+            _ => Err(error::life_unknown()),
+        };
+        false
+    });
+    found
+}

@@ -1,0 +1,144 @@
+//! What a holder does with its lease, and an administrator with anybody's: renew it, end it.
+
+use pgrx::pg_sys;
+
+use super::acquire;
+use super::grant::{self, Ended, Loss};
+use super::heap::Access;
+use super::lock::{Lock, Mode};
+use super::memory::{self, Renewal};
+use super::store::{self, Leases, StoredLease};
+use super::transaction::{self, Effect};
+use crate::error::{self, Error, Result};
+
+/// Who says which lease is his.
+#[derive(Clone, Copy, Debug)]
+pub struct Claim<'a> {
+    pub resource: &'a str,
+    pub holder: &'a str,
+    pub epoch: i64,
+}
+
+/// Why a lease stays as it is.
+pub enum Refusal {
+    Lost { current: i64, loss: Loss },
+    BeingGranted,
+}
+
+impl Refusal {
+    pub fn into_error(self, claim: Claim) -> Error {
+        match self {
+            Self::Lost { current, loss } => {
+                error::lease_lost(claim.resource, claim.epoch, current, loss.name())
+            }
+            Self::BeingGranted => error::lease_being_granted(claim.resource),
+        }
+    }
+
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Lost { loss, .. } => loss.name(),
+            Self::BeingGranted => "being granted",
+        }
+    }
+}
+
+type Outcome<T> = std::result::Result<T, Refusal>;
+
+fn check(found: Option<StoredLease>, claim: Claim) -> Outcome<StoredLease> {
+    let lease = found.as_ref().map(|found| &found.lease);
+    let checked = grant::check_claim(lease, claim.holder, claim.epoch);
+    match (checked, found) {
+        (Ok(()), Some(found)) => Ok(found),
+        (checked, found) => Err(Refusal::Lost {
+            current: found.map_or(0, |found| found.lease.epoch),
+            loss: checked.err().unwrap_or(Loss::NeverHeld),
+        }),
+    }
+}
+
+/// Moves the expiry of a lease to `ttl` microseconds from now, at once. Returns it.
+pub fn renew(claim: Claim, ttl: i64) -> Outcome<i64> {
+    loop {
+        let found = check(Leases::open(Access::Read).find(claim.resource), claim)?;
+        let expires_at = store::now() + ttl;
+        match memory::renew(found.key, claim.epoch, expires_at, ttl) {
+            Some(Renewal::Renewed) => return Ok(expires_at),
+            Some(Renewal::Taken) => return Err(Refusal::BeingGranted),
+            // Granted since the look at the table, which says so now.
+            Some(Renewal::Superseded) => {}
+            None if memory::is_open() && load(claim)? => {}
+            None => return renew_in_table(claim, ttl),
+        }
+    }
+}
+
+/// Gives a lease its entry in memory. False when there is no place. While the lock is held as by a writer
+/// nobody can be granted the lease.
+fn load(claim: Claim) -> Outcome<bool> {
+    let lock = Lock::of_lease(claim.resource);
+    if !lock.try_take(Mode::Writer) {
+        return Err(Refusal::BeingGranted);
+    }
+    let checked = check(Leases::open(Access::Read).find(claim.resource), claim);
+    let is_loaded = checked.map(|found| memory::pin(found.known()).is_some());
+    lock.release(Mode::Writer);
+    is_loaded
+}
+
+/// A renewal that is part of the transaction and as durable as it is.
+fn renew_in_table(claim: Claim, ttl: i64) -> Outcome<i64> {
+    // SAFETY: a plain C string; raises 25006 in a transaction that only reads.
+    unsafe { pg_sys::PreventCommandIfReadOnly(c"lease_renew()".as_ptr()) };
+    if !Lock::of_lease(claim.resource).try_take(Mode::Change) {
+        return Err(Refusal::BeingGranted);
+    }
+    let leases = Leases::open(Access::Write);
+    let found = check(leases.find(claim.resource), claim)?;
+    let expires_at = store::now() + ttl;
+    leases.store_expiry(claim.resource, expires_at, ttl);
+    transaction::forget_admission(claim.resource);
+    transaction::at_commit(Effect::Renewed {
+        key: found.key,
+        epoch: claim.epoch,
+        expires_at,
+        ttl,
+    });
+    Ok(expires_at)
+}
+
+/// Ends a grant once the transaction commits.
+pub fn release(claim: Claim) -> Outcome<()> {
+    Lock::of_lease(claim.resource).take(Mode::Change);
+    let leases = Leases::open(Access::Write);
+    let found = check(leases.find(claim.resource), claim)?;
+    acquire::end(&leases, claim.resource, &found, Ended::Released, None);
+    Ok(())
+}
+
+/// Ends every grant of a holder. Returns how many there were.
+pub fn release_all(holder: &str) -> i64 {
+    let claims = Leases::open(Access::Read).of_holder(holder);
+    let released = claims.iter().filter(|(resource, epoch)| {
+        let claim = Claim {
+            resource,
+            holder,
+            epoch: *epoch,
+        };
+        // Lost to somebody else since it was listed.
+        release(claim).is_ok()
+    });
+    i64::try_from(released.count()).unwrap_or(i64::MAX)
+}
+
+/// Ends a grant whoever has it. False when nobody holds the lease.
+pub fn revoke(resource: &str, reason: &str) -> Result<bool> {
+    Lock::of_lease(resource).take(Mode::Change);
+    let leases = Leases::open(Access::Write);
+    let found = leases.find(resource);
+    let Some(found) = found.filter(|found| found.lease.is_held(store::now())) else {
+        return Ok(false);
+    };
+    acquire::end(&leases, resource, &found, Ended::Revoked, Some(reason));
+    Ok(true)
+}

@@ -1,0 +1,303 @@
+//! What the current transaction remembers: its tokens, the leases it was admitted to, and the grants
+//! that shared memory is to know of once it has committed.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+
+use super::memory::{self, Key, Pinned};
+use super::savepoint::Remembered;
+use super::store::{self, StoredLease};
+use crate::error;
+use crate::varlena;
+
+/// What a commit does to shared memory, and a rollback undoes.
+pub enum Effect {
+    Granted {
+        pinned: Option<Pinned>,
+        epoch: i64,
+        expires_at: i64,
+        ttl: i64,
+    },
+    Ended {
+        pinned: Option<Pinned>,
+        epoch: i64,
+    },
+    Renewed {
+        key: Key,
+        epoch: i64,
+        expires_at: i64,
+        ttl: i64,
+    },
+}
+
+/// Values by name, forgotten with the savepoint they came after.
+struct Named<T> {
+    latest: HashMap<String, Vec<T>>,
+    names: Remembered<String>,
+}
+
+impl<T> Named<T> {
+    fn new() -> Self {
+        Self {
+            latest: HashMap::new(),
+            names: Remembered::new(),
+        }
+    }
+
+    fn push(&mut self, name: &str, value: T) {
+        self.names.push(level(), name.to_owned());
+        self.latest.entry(name.to_owned()).or_default().push(value);
+    }
+
+    fn get(&mut self, name: &str) -> Option<&mut T> {
+        self.latest.get_mut(name)?.last_mut()
+    }
+
+    fn count(&self) -> usize {
+        self.latest.len()
+    }
+
+    fn subtransaction_aborted(&mut self, level: u32) {
+        let latest = &mut self.latest;
+        self.names.subtransaction_aborted(level, |name| {
+            if let Some(values) = latest.get_mut(&name) {
+                values.pop();
+                if values.is_empty() {
+                    latest.remove(&name);
+                }
+            }
+        });
+    }
+}
+
+struct Transaction {
+    tokens: Named<i64>,
+    /// Leases whose lock is held, as they were found under it; None after this transaction itself has
+    /// changed the lease.
+    admitted: Named<Option<StoredLease>>,
+    holds_every_lease: Remembered<()>,
+    effects: Remembered<Effect>,
+    has_acquired: bool,
+}
+
+impl Transaction {
+    fn new() -> Self {
+        Self {
+            tokens: Named::new(),
+            admitted: Named::new(),
+            holds_every_lease: Remembered::new(),
+            effects: Remembered::new(),
+            has_acquired: false,
+        }
+    }
+}
+
+thread_local! {
+    static CURRENT: RefCell<Option<Transaction>> = const { RefCell::new(None) };
+}
+
+fn level() -> u32 {
+    // SAFETY: a plain getter.
+    unsafe { pg_sys::GetCurrentSubTransactionId() }
+}
+
+fn with_current<T>(work: impl FnOnce(&mut Transaction) -> T) -> T {
+    CURRENT.with_borrow_mut(|current| work(current.get_or_insert_with(Transaction::new)))
+}
+
+pub fn set_token(resource: &str, epoch: i64) {
+    with_current(|current| current.tokens.push(resource, epoch));
+}
+
+pub fn token(resource: &str) -> Option<i64> {
+    with_current(|current| current.tokens.get(resource).copied())
+}
+
+/// Looks at a lease this transaction was admitted to before, when it was and has not changed it since.
+pub fn with_admitted<T>(
+    resource: &str,
+    look: impl FnOnce(&mut StoredLease) -> Option<T>,
+) -> Option<T> {
+    with_current(|current| current.admitted.get(resource)?.as_mut().and_then(look))
+}
+
+/// The lock of the lease, or of every lease, is held, and this is what was found under it.
+pub fn admitted(resource: &str, lease: Option<StoredLease>) {
+    with_current(|current| current.admitted.push(resource, lease));
+}
+
+/// This transaction changes the lease itself: what was found before counts no more.
+pub fn forget_admission(resource: &str) {
+    with_current(|current| {
+        if current.admitted.get(resource).is_some() {
+            current.admitted.push(resource, None);
+        }
+    });
+}
+
+/// Whether the lock of the lease is held by this transaction, by name or with that of every lease.
+pub fn is_locked(resource: &str) -> bool {
+    with_current(|current| {
+        !current.holds_every_lease.is_empty() || current.admitted.get(resource).is_some()
+    })
+}
+
+pub fn count_admitted() -> usize {
+    with_current(|current| current.admitted.count())
+}
+
+pub fn hold_every_lease() {
+    with_current(|current| current.holds_every_lease.push(level(), ()));
+}
+
+/// Whether this is the first lease that the transaction acquires or tries to.
+pub fn is_first_acquisition() -> bool {
+    with_current(|current| !std::mem::replace(&mut current.has_acquired, true))
+}
+
+/// To be done once this transaction has committed.
+pub fn at_commit(effect: Effect) {
+    with_current(|current| current.effects.push(level(), effect));
+}
+
+/// Called from `_PG_init`.
+pub fn register_callbacks() {
+    // SAFETY: the callbacks stay loaded as long as the process.
+    unsafe {
+        pg_sys::RegisterXactCallback(Some(at_transaction_end), std::ptr::null_mut());
+        pg_sys::RegisterSubXactCallback(Some(at_subtransaction_end), std::ptr::null_mut());
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn at_transaction_end(
+    event: pg_sys::XactEvent::Type,
+    _argument: *mut std::ffi::c_void,
+) {
+    use pg_sys::XactEvent as Event;
+    match event {
+        Event::XACT_EVENT_PRE_PREPARE => refuse_to_prepare(),
+        Event::XACT_EVENT_COMMIT => end(Effect::commit),
+        Event::XACT_EVENT_ABORT => end(Effect::roll_back),
+        // The lock manager has passed the locks on to the prepared transaction.
+        Event::XACT_EVENT_PREPARE => CURRENT.set(None),
+        _ => {}
+    }
+}
+
+/// Runs before the locks are released, so whoever gets one finds shared memory as the commit left it.
+fn end(finish: fn(Effect)) {
+    if let Some(mut transaction) = CURRENT.take() {
+        transaction.effects.take().for_each(finish);
+    }
+}
+
+/// COMMIT PREPARED runs in another process, perhaps after a restart: what shared memory is to know
+/// then is not known there.
+fn refuse_to_prepare() {
+    let is_refused = CURRENT.with_borrow(|current| {
+        current
+            .as_ref()
+            .is_some_and(|transaction| !transaction.effects.is_empty())
+    });
+    if is_refused {
+        varlena::raise(error::lease_in_prepared_transaction());
+    }
+}
+
+impl Effect {
+    fn commit(self) {
+        match self {
+            Self::Granted {
+                pinned,
+                epoch,
+                expires_at,
+                ttl,
+            } => {
+                if let Some(pinned) = pinned {
+                    pinned.grant(epoch, expires_at, ttl);
+                }
+                memory::tell_change();
+            }
+            Self::Ended { pinned, epoch } => {
+                if let Some(pinned) = pinned {
+                    pinned.end(epoch, store::now());
+                }
+                memory::tell_change();
+            }
+            Self::Renewed {
+                key,
+                epoch,
+                expires_at,
+                ttl,
+            } => {
+                memory::renew(key, epoch, expires_at, ttl);
+            }
+        }
+    }
+
+    fn roll_back(self) {
+        if let Self::Granted {
+            pinned: Some(pinned),
+            ..
+        } = self
+        {
+            pinned.give_back();
+        }
+    }
+
+    /// A takeover that goes on while a later one of the same lease, in a savepoint, was undone.
+    fn hold_on(&self) {
+        if let Self::Granted {
+            pinned: Some(pinned),
+            ..
+        } = self
+        {
+            pinned.hold_on();
+        }
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn at_subtransaction_end(
+    event: pg_sys::SubXactEvent::Type,
+    level: pg_sys::SubTransactionId,
+    parent: pg_sys::SubTransactionId,
+    _argument: *mut std::ffi::c_void,
+) {
+    CURRENT.with_borrow_mut(|current| {
+        let Some(transaction) = current else {
+            return;
+        };
+        match event {
+            pg_sys::SubXactEvent::SUBXACT_EVENT_COMMIT_SUB => {
+                transaction.committed(level, parent);
+            }
+            pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB => transaction.aborted(level),
+            _ => {}
+        }
+    });
+}
+
+impl Transaction {
+    fn committed(&mut self, level: u32, parent: u32) {
+        self.tokens.names.subtransaction_committed(level, parent);
+        self.admitted.names.subtransaction_committed(level, parent);
+        self.holds_every_lease
+            .subtransaction_committed(level, parent);
+        self.effects.subtransaction_committed(level, parent);
+    }
+
+    fn aborted(&mut self, level: u32) {
+        self.tokens.subtransaction_aborted(level);
+        self.admitted.subtransaction_aborted(level);
+        self.holds_every_lease
+            .subtransaction_aborted(level, |()| ());
+        self.effects
+            .subtransaction_aborted(level, Effect::roll_back);
+        self.effects.values().for_each(Effect::hold_on);
+    }
+}

@@ -1,0 +1,240 @@
+//! What the worker of a database does for its leases: opens shared memory for renewals, writes back
+//! what the table does not know, tells changes of holder, and forgets old history.
+
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+use pgrx::pg_sys;
+
+use super::memory::{self, Extent, Unwritten};
+use super::store;
+use crate::error::Result;
+use crate::guc;
+use crate::spi::{Session, Value};
+
+/// Renewals reach the table this often; a clean shutdown writes back what is left, and after any other
+/// every lease counts as held for its ttl. So this only bounds how old a dump can be.
+const INTERVAL: Duration = Duration::from_secs(60);
+
+/// Leases written back in one transaction.
+const BATCH: usize = 1_000;
+
+/// Lines of history deleted in one transaction.
+const DELETED: i64 = 10_000;
+
+/// A step of the wall clock that is carried over into the next run of the server.
+const STEP: i64 = 1_000_000;
+
+/// Runs a transaction, as the worker runs its own.
+pub type Runner = fn(&mut dyn FnMut(&Session) -> Result<()>) -> std::result::Result<(), String>;
+
+/// What the worker remembers of its leases.
+pub struct Keeper {
+    run: Runner,
+    is_open: bool,
+    last_written: Instant,
+    /// What was visible when changes of holder were last told, as `pg_snapshot`.
+    told: Option<String>,
+}
+
+impl Keeper {
+    pub fn new(run: Runner) -> Self {
+        Self {
+            run,
+            is_open: false,
+            last_written: Instant::now(),
+            told: None,
+        }
+    }
+
+    /// The extension was created, or created again: its table does not know of this memory yet.
+    pub fn reopen(&mut self) {
+        memory::close();
+        self.is_open = false;
+    }
+
+    /// What is due. Errors are logged and what failed is tried again.
+    pub fn attend(&mut self) {
+        if !self.is_open {
+            self.open();
+        }
+        if self.is_open {
+            if memory::take_urgency() {
+                self.write_back(Extent::Urgent);
+            }
+            if self.last_written.elapsed() >= INTERVAL {
+                self.write_back(Extent::All);
+                self.forget_history();
+                self.last_written = Instant::now();
+            }
+        }
+        if memory::take_change() || self.told.is_none() {
+            self.tell_changes();
+        }
+    }
+
+    fn transaction(&self, what: &str, mut work: impl FnMut(&Session) -> Result<()>) -> bool {
+        let outcome = (self.run)(&mut work);
+        if let Err(reason) = &outcome {
+            pgrx::log!("pg_test: could not {what}: {reason}");
+        }
+        outcome.is_ok()
+    }
+
+    /// First the table says, on disk, that renewals stay in memory; then they may.
+    fn open(&mut self) {
+        self.is_open = self.transaction("open the memory of leases", |spi| {
+            let run = store::run();
+            spi.write(
+                c"INSERT INTO coord.lease_memory AS m (memory, predecessor_was_closed)
+                  VALUES ('2000-01-01 00:00:00+00'::timestamptz + $1 * interval '1 microsecond', $2)
+                  ON CONFLICT ((true)) DO UPDATE
+                     SET memory = excluded.memory,
+                         predecessor_was_closed = excluded.predecessor_was_closed,
+                         is_closed = false",
+                &[
+                    Value::Int(run.memory),
+                    Value::Bool(run.predecessor_was_closed),
+                ],
+            );
+            force_to_disk();
+            Ok(())
+        });
+        if self.is_open {
+            memory::open();
+        }
+    }
+
+    /// Writes expiries to the table; false when some are left, because a transaction holds their rows.
+    fn write_back(&self, extent: Extent) -> bool {
+        let mut left = Vec::new();
+        loop {
+            let mut unwritten = memory::take_unwritten(extent, BATCH);
+            if unwritten.is_empty() {
+                break;
+            }
+            let mut written = HashSet::new();
+            let is_done = self.transaction("write back leases", |spi| {
+                written = write(spi, &unwritten);
+                Ok(())
+            });
+            unwritten.retain(|lease| !is_done || !written.contains(&lease.lease_id));
+            left.append(&mut unwritten);
+        }
+        left.iter().for_each(Unwritten::put_back);
+        left.is_empty()
+    }
+
+    fn forget_history(&self) {
+        let minutes = i64::from(guc::LEASE_HISTORY_RETENTION.get());
+        if minutes < 0 {
+            return;
+        }
+        self.transaction("delete old history of leases", |spi| {
+            spi.write(
+                c"DELETE FROM coord.lease_history h
+                   USING (SELECT resource, epoch, event FROM coord.lease_history
+                           WHERE recorded_at < clock_timestamp() - $1 * interval '1 minute'
+                           LIMIT $2) old
+                   WHERE (h.resource, h.epoch, h.event) = (old.resource, old.epoch, old.event)",
+                &[Value::Int(minutes), Value::Int(DELETED)],
+            );
+            Ok(())
+        });
+    }
+
+    /// Notifies of what has become visible since the last time, in the order of epochs.
+    fn tell_changes(&mut self) {
+        let mut seen = None;
+        let before = self.told.clone();
+        let is_told = self.transaction("tell changes of leases", |spi| {
+            seen = spi.with_snapshot(|spi| {
+                spi.read(c"SELECT pg_current_snapshot()::text", &[])
+                    .get::<String>(0, 0)
+                    .inspect(|_| {
+                        if let Some(before) = &before {
+                            notify(spi, before);
+                        }
+                    })
+            });
+            Ok(())
+        });
+        if is_told && seen.is_some() {
+            self.told = seen;
+        }
+    }
+}
+
+fn notify(spi: &Session, before: &str) {
+    spi.read(
+        c"SELECT pg_notify('coord_lease', json_build_object(
+                   'resource', h.resource, 'event', h.event, 'holder', h.holder, 'epoch', h.epoch,
+                   'expires_at', h.expires_at, 'reason', h.reason)::text)
+            FROM coord.lease_history h
+           WHERE h.local_xid >= pg_snapshot_xmax($1::pg_snapshot)
+              OR h.local_xid = ANY (ARRAY(SELECT pg_snapshot_xip($1::pg_snapshot)))
+           ORDER BY h.resource, h.epoch, h.event",
+        &[Value::Text(Some(before))],
+    );
+}
+
+/// Writes those whose rows no transaction holds, and says which.
+fn write(spi: &Session, unwritten: &[Unwritten]) -> HashSet<i64> {
+    let numbers = |number: fn(&Unwritten) -> i64| unwritten.iter().map(number).collect::<Vec<_>>();
+    let rows = spi.write(
+        c"UPDATE coord.lease l
+             SET expires_at = '2000-01-01 00:00:00+00'::timestamptz + w.expires_at * interval '1 microsecond',
+                 ttl = greatest(l.ttl, w.ttl * interval '1 microsecond'),
+                 memory = '2000-01-01 00:00:00+00'::timestamptz + $5 * interval '1 microsecond'
+            FROM unnest($1, $2, $3, $4) w (lease_id, epoch, expires_at, ttl)
+           WHERE l.resource IN (SELECT k.resource FROM coord.lease k
+                                 WHERE k.lease_id = ANY ($1) FOR UPDATE SKIP LOCKED)
+             AND l.lease_id = w.lease_id AND l.epoch = w.epoch
+          RETURNING l.lease_id",
+        &[
+            Value::Ints(&numbers(|lease| lease.lease_id)),
+            Value::Ints(&numbers(|lease| lease.epoch)),
+            Value::Ints(&numbers(|lease| lease.expires_at)),
+            Value::Ints(&numbers(|lease| lease.ttl)),
+            Value::Int(memory::since()),
+        ],
+    );
+    (0..rows.len()).filter_map(|row| rows.get(row, 0)).collect()
+}
+
+fn force_to_disk() {
+    // SAFETY: a flag of the current transaction.
+    unsafe { pg_sys::ForceSyncCommit() };
+}
+
+/// The worker ends: writes back what is left, in what is left of its process, and says so.
+pub fn close(run: Runner) {
+    memory::close();
+    let keeper = Keeper::new(run);
+    let mut is_there = false;
+    keeper.transaction("look for leases", |spi| {
+        let found = spi.read(c"SELECT to_regclass('coord.lease_memory') IS NOT NULL", &[]);
+        is_there = found.get(0, 0).unwrap_or(false);
+        Ok(())
+    });
+    if !is_there || !keeper.write_back(Extent::All) {
+        return;
+    }
+    keeper.transaction("close the memory of leases", |spi| {
+        let stepped = memory::clock_stepped();
+        if stepped.abs() > STEP {
+            spi.write(
+                c"UPDATE coord.lease SET expires_at = expires_at + $1 * interval '1 microsecond'
+                   WHERE ended IS NULL",
+                &[Value::Int(stepped)],
+            );
+        }
+        spi.write(
+            c"UPDATE coord.lease_memory SET is_closed = true
+               WHERE memory = '2000-01-01 00:00:00+00'::timestamptz + $1 * interval '1 microsecond'",
+            &[Value::Int(memory::since())],
+        );
+        force_to_disk();
+        Ok(())
+    });
+}

@@ -1,0 +1,190 @@
+-- Leases: who is granted one, for how long, and what its holder can do with it.
+SET search_path = public, coord;
+-- Renewals stay in shared memory once the worker of the node has said so on disk.
+SELECT node_init('regress');
+DO $$ BEGIN
+  FOR i IN 1..1000 LOOP EXIT WHEN coord.lease_memory_is_open(); PERFORM pg_sleep(0.02); END LOOP;
+END $$;
+SELECT lease_memory_is_open();
+-- Time is moved, not waited for: `at` is a point of it, in seconds from the first grant.
+CREATE FUNCTION at(seconds int) RETURNS void LANGUAGE sql AS $$
+  SELECT set_config('coord.clock_offset', (seconds * 1000)::text, false) $$;
+CREATE FUNCTION seconds_left(timestamptz) RETURNS int LANGUAGE sql AS $$
+  SELECT round(extract(epoch FROM $1 - coord.lease_now()))::int $$;
+
+--
+-- Grants
+--
+
+-- The first grant of a resource has epoch 1.
+SELECT resource, holder, epoch, seconds_left(expires_at) FROM lease_acquire('job', 'a', '30 s');
+SELECT resource, holder, epoch, seconds_left(expires_at) FROM lease_current('job');
+-- Held: refused, with who has it. The time is that of the test.
+DO $$
+DECLARE
+  detail text;
+  message text;
+  state text;
+BEGIN
+  PERFORM coord.lease_acquire('job', 'b', '30 s');
+EXCEPTION WHEN lock_not_available THEN
+  GET STACKED DIAGNOSTICS detail = PG_EXCEPTION_DETAIL, message = MESSAGE_TEXT, state = RETURNED_SQLSTATE;
+  RAISE NOTICE '% % %', state, message,
+    regexp_replace(detail, 'until .*\.$', 'until <time>.');
+END $$;
+-- The holder is refused too: it may be a second process of the same name.
+SELECT lease_try_acquire('job', 'a', '30 s') IS NULL AS refused;
+SELECT lease_try_acquire('job', 'b', '30 s') IS NULL AS refused;
+
+-- A client that did not hear the answer repeats the request, and gets that grant.
+SELECT holder, epoch FROM lease_acquire('repeated', 'a', '30 s', '11111111-1111-1111-1111-111111111111');
+SELECT holder, epoch FROM lease_acquire('repeated', 'a', '30 s', '11111111-1111-1111-1111-111111111111');
+SELECT holder, epoch FROM lease_try_acquire('repeated', 'a', '30 s', '11111111-1111-1111-1111-111111111111');
+SELECT lease_try_acquire('repeated', 'a', '30 s', '22222222-2222-2222-2222-222222222222') IS NULL AS refused;
+SELECT lease_try_acquire('repeated', 'b', '30 s', '11111111-1111-1111-1111-111111111111') IS NULL AS refused;
+
+-- A grant that is rolled back never was, and its epoch is given again.
+BEGIN;
+SELECT epoch FROM lease_acquire('undone', 'a', '30 s');
+SELECT epoch FROM lease_current('undone');
+ROLLBACK;
+SELECT lease_current('undone') IS NULL AS free;
+SELECT epoch FROM lease_acquire('undone', 'b', '30 s');
+BEGIN;
+SAVEPOINT s;
+SELECT epoch FROM lease_acquire('undone 2', 'a', '30 s');
+ROLLBACK TO s;
+SELECT lease_current('undone 2') IS NULL AS free;
+SELECT epoch FROM lease_acquire('undone 2', 'b', '30 s');
+COMMIT;
+SELECT holder, epoch FROM lease_current('undone 2');
+
+-- The lock is held to the end of the transaction, and what it wrote before with it.
+CREATE TABLE wrote (n int);
+BEGIN;
+INSERT INTO wrote VALUES (1);
+SELECT epoch FROM lease_acquire('late', 'a', '30 s');
+COMMIT;
+
+--
+-- Expiry
+--
+SELECT at(29);
+SELECT holder, seconds_left(expires_at) FROM lease_current('job');
+SELECT at(31);
+SELECT lease_current('job') IS NULL AS expired;
+SELECT state, holder, epoch, time_left FROM lease_status WHERE resource = 'job';
+-- Nobody took it: it can be renewed, and cannot be acquired any more.
+SELECT seconds_left(lease_renew('job', 'a', 1, '30 s'));
+SELECT lease_try_acquire('job', 'b', '30 s') IS NULL AS refused;
+SELECT at(62);
+SELECT holder, epoch FROM lease_acquire('job', 'b', '30 s');
+-- Lost: with the epoch claimed, the current one, and why.
+SELECT lease_renew('job', 'a', 1, '30 s');
+SELECT lease_release('job', 'a', 1);
+SELECT lease_renew('job', 'a', 2, '30 s');
+SELECT lease_renew('job', 'b', 3, '30 s');
+SELECT lease_renew('never', 'a', 1, '30 s');
+
+-- A renewal may shorten, and is not undone by a rollback.
+BEGIN;
+SELECT seconds_left(lease_renew('job', 'b', 2, '5 s'));
+ROLLBACK;
+SELECT seconds_left(expires_at) FROM lease_current('job');
+SELECT seconds_left(lease_renew('job', 'b', 2, '1 h'));
+
+-- Many at once: a lease that is lost does not keep the others from being renewed.
+SELECT resource, epoch, seconds_left(expires_at), refusal
+  FROM lease_renew_all('b', '{"job": 2, "undone": 1, "repeated": 1, "never": 1}', '40 s') ORDER BY resource;
+SELECT * FROM lease_renew_all('b', '[1]', '40 s');
+SELECT * FROM lease_renew_all('b', '{"job": "2"}', '40 s');
+
+--
+-- Release and revocation
+--
+SELECT lease_release('job', 'b', 2);
+SELECT lease_current('job') IS NULL AS free;
+SELECT lease_release('job', 'b', 2);
+SELECT lease_renew('job', 'b', 2, '30 s');
+SELECT state, holder, epoch, ended FROM lease_status WHERE resource = 'job';
+-- The next grant has the next epoch, however short the lease was.
+SELECT epoch FROM lease_acquire('job', 'b', '30 s');
+BEGIN;
+SELECT lease_release('job', 'b', 3);
+ROLLBACK;
+SELECT holder, epoch FROM lease_current('job');
+SELECT lease_revoke('job', 'maintenance');
+SELECT lease_revoke('job', 'maintenance');
+SELECT lease_revoke('never', 'maintenance');
+SELECT lease_renew('job', 'b', 3, '30 s');
+SELECT lease_release_all('b');
+SELECT lease_release_all('nobody');
+SELECT resource, state, holder, epoch, ended, waiters, writers FROM lease_status ORDER BY resource;
+SELECT resource, epoch, event, holder, reason FROM lease_history ORDER BY resource, epoch, recorded_at;
+
+--
+-- Bad input
+--
+SELECT lease_acquire('', 'a', '30 s');
+SELECT lease_acquire(repeat('x', 256), 'a', '30 s');
+SELECT lease_acquire('x', '', '30 s');
+SELECT lease_acquire('x', NULL, '30 s');
+SELECT lease_acquire(NULL, 'a', '30 s');
+SELECT lease_acquire('x', 'a', NULL);
+SELECT lease_acquire('x', 'a', '0.9 ms');
+SELECT lease_acquire('x', 'a', '10 years 1 us');
+SELECT lease_acquire('x', 'a', '-1 s');
+SELECT lease_acquire('x', 'a', '30 s', max_wait => '-1 s');
+SELECT lease_acquire('x', 'a', '30 s', max_wait => '61 s');
+SELECT lease_acquire('x', 'a', '30 s', terminate_writers => NULL);
+SELECT lease_renew('x', 'a', 1, '0');
+SELECT lease_renew(NULL, 'a', 1, '30 s');
+SELECT lease_current(NULL);
+SELECT epoch FROM lease_acquire(repeat('x', 255), repeat('y', 255), '10 years');
+SELECT epoch FROM lease_acquire('short', 'a', '1 ms');
+
+--
+-- Every isolation level grants by what is true now, not by what the transaction's snapshot shows.
+--
+SELECT at(0);
+BEGIN ISOLATION LEVEL REPEATABLE READ;
+SELECT count(*) > 0 AS snapshot_taken FROM lease;
+SELECT epoch FROM lease_acquire('level', 'a', '30 s');
+COMMIT;
+SELECT lease_release('level', 'a', 1);
+BEGIN ISOLATION LEVEL SERIALIZABLE;
+SELECT epoch FROM lease_acquire('level', 'b', '30 s');
+SELECT lease_release('level', 'b', 2);
+SELECT epoch FROM lease_acquire('level', 'c', '30 s');
+COMMIT;
+SELECT holder, epoch FROM lease_current('level');
+-- In a transaction that only reads nothing can be granted.
+BEGIN READ ONLY;
+SELECT lease_acquire('level 2', 'a', '30 s');
+ROLLBACK;
+BEGIN READ ONLY;
+SELECT seconds_left(lease_renew('level', 'c', 3, '20 s'));
+COMMIT;
+
+--
+-- Prepared transactions
+--
+BEGIN;
+SELECT epoch FROM lease_acquire('prepared', 'a', '30 s');
+PREPARE TRANSACTION 'grant';
+SELECT lease_current('prepared') IS NULL AS free;
+
+-- The codes that a program goes by.
+\set VERBOSITY sqlstate
+SELECT lease_acquire('level', 'b', '30 s');
+SELECT lease_renew('level', 'b', 2, '30 s');
+SELECT lease_acquire('x', 'a', '0');
+BEGIN;
+SELECT epoch FROM lease_acquire('prepared', 'a', '30 s');
+PREPARE TRANSACTION 'grant';
+\set VERBOSITY default
+-- What comes next finds a database without a node.
+SET client_min_messages = warning;
+DROP TABLE IF EXISTS account, wrote;
+DROP EXTENSION pg_test CASCADE;
+CREATE EXTENSION pg_test;
