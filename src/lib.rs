@@ -9,6 +9,8 @@ pub mod crdt;
 pub mod error;
 pub mod gossip;
 pub mod guc;
+mod heap;
+pub mod intent;
 pub mod json;
 pub mod lease;
 pub mod node;
@@ -34,6 +36,7 @@ extension_sql_file!(
     requires = ["incarnation"]
 );
 extension_sql_file!("../sql/lease.sql", name = "lease", requires = ["health"]);
+extension_sql_file!("../sql/intent.sql", name = "intent", requires = ["lease"]);
 
 static PRELOADED: AtomicBool = AtomicBool::new(false);
 

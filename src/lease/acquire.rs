@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 use pgrx::pg_sys;
 
 use super::grant::{self, Decision, Ended, Lease, Request};
-use super::heap::Access;
 use super::history::{self, Event};
 use super::lock::{Lock, Mode};
 use super::memory::{self, Known};
 use super::store::{self, Leases, StoredLease};
 use super::transaction::{self, Effect};
 use crate::error::{self, Error, Result};
+use crate::heap::Access;
 use crate::spi::{self, Value};
 
 /// How long sessions that were told to terminate are waited for, at least.

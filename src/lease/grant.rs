@@ -205,7 +205,7 @@ pub fn check_name(what: &str, name: &str) -> Result<()> {
         return Ok(());
     }
     Err(bad_argument(
-        format!("invalid name of a {what}"),
+        format!("invalid name of {what}"),
         format!(
             "A name has 1 to {MAX_NAME_BYTES} bytes; this one has {}.",
             name.len()
@@ -378,9 +378,9 @@ mod tests {
         assert!(check_ttl(ten_years + 1).is_err());
         assert!(check_max_wait(-1).is_err());
         assert!(check_max_wait(60_000_001).is_err());
-        assert!(check_name("resource", "").is_err());
-        assert!(check_name("resource", &"x".repeat(255)).is_ok());
-        assert!(check_name("resource", &"x".repeat(256)).is_err());
+        assert!(check_name("a resource", "").is_err());
+        assert!(check_name("a resource", &"x".repeat(255)).is_ok());
+        assert!(check_name("a resource", &"x".repeat(256)).is_err());
         assert!(interval_microseconds(i32::MAX, i32::MAX, i64::MAX).is_err());
         assert_eq!(interval_microseconds(1, 1, 1).unwrap(), 31 * DAY + 1);
     }

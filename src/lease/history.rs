@@ -3,8 +3,8 @@
 use pgrx::IntoDatum;
 use pgrx::prelude::*;
 
-use super::heap::{Access, Table};
 use super::store::timestamp;
+use crate::heap::{Access, Table};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {

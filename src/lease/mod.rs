@@ -4,15 +4,14 @@
 mod acquire;
 mod admission;
 mod clock;
-mod grant;
-mod heap;
+pub mod grant;
 mod history;
 mod lock;
 pub mod memory;
 pub mod protection;
 mod savepoint;
 mod sql;
-mod store;
+pub mod store;
 mod tenure;
 mod transaction;
 pub mod writeback;

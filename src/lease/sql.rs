@@ -12,7 +12,6 @@ use pgrx::{IntoDatum, JsonB, Uuid, pg_sys};
 
 use super::acquire::{self, Answer, Grant, Wish};
 use super::grant::{self, Request};
-use super::heap::Access;
 use super::lock::Lock;
 use super::memory::{self, Key};
 use super::protection::{self, Protection};
@@ -20,6 +19,7 @@ use super::store::{self, Leases};
 use super::tenure::{self, Claim};
 use super::{admission, transaction};
 use crate::error::{self, Error, bad_argument};
+use crate::heap::Access;
 use crate::varlena::SqlResult;
 
 /// A row of type `coord.lease_grant`.
@@ -113,8 +113,8 @@ struct Arguments<'a> {
 fn acquire(arguments: Arguments) -> Result<Answer, Error> {
     let resource = required(arguments.resource, "resource")?;
     let holder = required(arguments.holder, "holder")?;
-    grant::check_name("resource", resource)?;
-    grant::check_name("holder", holder)?;
+    grant::check_name("a resource", resource)?;
+    grant::check_name("a holder", holder)?;
     let max_wait = microseconds(&required(arguments.max_wait, "max_wait")?)?;
     grant::check_max_wait(max_wait)?;
     refuse_to_read_only(c"lease_acquire()");
@@ -304,7 +304,7 @@ fn lease_expires_at(
     memory: TimestampWithTimeZone,
 ) -> SqlResult<Moment> {
     let key = Key {
-        relation: super::heap::relation_oid(c"lease").to_u32(),
+        relation: crate::heap::relation_oid(c"lease").to_u32(),
         lease_id,
     };
     let stored = grant::Stored {

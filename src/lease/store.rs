@@ -4,9 +4,9 @@ use pgrx::prelude::*;
 use pgrx::{IntoDatum, pg_sys};
 
 use super::grant::{Ended, Lease, Run, Stored};
-use super::heap::{self, Access, Row, Table};
 use super::memory::{self, Key, Known};
 use crate::error::{self, Result};
+use crate::heap::{self, Access, Row, Table};
 use crate::{guc, node};
 
 /// The lease clock, which a test may have set ahead or back.
@@ -130,7 +130,7 @@ pub fn run() -> Run {
 fn read_predecessor() -> bool {
     let table = Table::open(c"lease_memory", Access::Read);
     let mut was_closed = true;
-    table.scan(None, None, |row| {
+    table.scan(None, &[], |row| {
         let values = row.values::<3>();
         // SAFETY: the types are those of sql/lease.sql.
         was_closed = unsafe {
@@ -160,14 +160,14 @@ impl Leases {
 
     /// The last grant of a resource, by the latest snapshot.
     pub fn find(&self, resource: &str) -> Option<StoredLease> {
-        let row = self.table.find(Some(INDEX), RESOURCE_NUMBER, resource)?;
+        let row = self.table.find(INDEX, &[(RESOURCE_NUMBER, resource)])?;
         Some(StoredLease::read(&self.table, &row))
     }
 
     /// Resources last granted to a holder and not given back, with their epochs, in order.
     pub fn of_holder(&self, holder: &str) -> Vec<(String, i64)> {
         let mut found = Vec::new();
-        self.table.scan(None, Some((HOLDER_NUMBER, holder)), |row| {
+        self.table.scan(None, &[(HOLDER_NUMBER, holder)], |row| {
             let values = row.values::<{ column::COUNT }>();
             // SAFETY: the types are those of sql/lease.sql.
             let (resource, epoch) = unsafe {
@@ -209,7 +209,7 @@ impl Leases {
             .and_then(|id| pgrx::Uuid::from_bytes(id).into_datum());
         values[column::RESOURCE] = resource.into_datum();
         values[column::HOLDER] = lease.holder.as_str().into_datum();
-        match self.table.find(Some(INDEX), RESOURCE_NUMBER, resource) {
+        match self.table.find(INDEX, &[(RESOURCE_NUMBER, resource)]) {
             Some(row) => self.table.replace(&row, &values),
             None => self.table.insert(&values),
         }
@@ -241,7 +241,7 @@ impl Leases {
         resource: &str,
         change: impl FnOnce(&mut [Option<pg_sys::Datum>; column::COUNT]),
     ) {
-        if let Some(row) = self.table.find(Some(INDEX), RESOURCE_NUMBER, resource) {
+        if let Some(row) = self.table.find(INDEX, &[(RESOURCE_NUMBER, resource)]) {
             let before = row.values::<{ column::COUNT }>();
             let mut values = std::array::from_fn(|column| before.datum(column));
             change(&mut values);
@@ -255,7 +255,7 @@ impl Leases {
 pub fn incarnation() -> Result<i64> {
     let table = Table::open(c"local_node", Access::Read);
     let mut found = Ok(1);
-    table.scan(None, None, |row| {
+    table.scan(None, &[], |row| {
         // SAFETY: the types are those of sql/node.sql.
         let (incarnation, place, started) = unsafe {
             (

@@ -4,12 +4,12 @@ use pgrx::pg_sys;
 
 use super::acquire;
 use super::grant::{self, Ended, Loss};
-use super::heap::Access;
 use super::lock::{Lock, Mode};
 use super::memory::{self, Renewal};
 use super::store::{self, Leases, StoredLease};
 use super::transaction::{self, Effect};
 use crate::error::{self, Error, Result};
+use crate::heap::Access;
 
 /// Who says which lease is his.
 #[derive(Clone, Copy, Debug)]

@@ -305,5 +305,6 @@ SELECT fence('door', 1);
 -- What comes next finds a database without a node.
 SET client_min_messages = warning;
 DROP TABLE IF EXISTS account, wrote;
+DROP FUNCTION at;
 DROP EXTENSION pg_test CASCADE;
 CREATE EXTENSION pg_test;

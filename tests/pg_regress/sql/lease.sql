@@ -186,5 +186,6 @@ PREPARE TRANSACTION 'grant';
 -- What comes next finds a database without a node.
 SET client_min_messages = warning;
 DROP TABLE IF EXISTS account, wrote;
+DROP FUNCTION at, seconds_left;
 DROP EXTENSION pg_test CASCADE;
 CREATE EXTENSION pg_test;

@@ -24,6 +24,23 @@ pub fn relation_oid(name: &CStr) -> pg_sys::Oid {
     }
 }
 
+fn equal_key((number, text): &(i16, &str)) -> pg_sys::ScanKeyData {
+    let mut key = pg_sys::ScanKeyData::default();
+    let argument = text.into_datum().unwrap_or(pg_sys::Datum::null());
+    // SAFETY: the argument lies in the memory of the call. Compared bytewise, as the columns' collation
+    // "C" has it.
+    unsafe {
+        pg_sys::ScanKeyInit(
+            &raw mut key,
+            *number,
+            pg_sys::BTEqualStrategyNumber as u16,
+            pg_sys::F_TEXTEQ.into(),
+            argument,
+        );
+    }
+    key
+}
+
 /// The next number of a sequence, whoever asks.
 pub fn next_number(sequence: pg_sys::Oid) -> i64 {
     // SAFETY: the sequence exists as long as the extension does; raises an error itself otherwise.
@@ -70,45 +87,37 @@ impl Table {
         unsafe { (*self.relation).rd_att }
     }
 
-    /// The first row, by the latest snapshot, whose column `number` is this text; looked up by
-    /// `index`, whose only column that is, or by reading the whole table.
-    pub fn find(&self, index: Option<&CStr>, number: i16, text: &str) -> Option<Row<'_>> {
+    /// The first row, by the latest snapshot, whose columns are these texts; looked up by `index`, which
+    /// begins with those columns.
+    pub fn find(&self, index: &CStr, keys: &[(i16, &str)]) -> Option<Row<'_>> {
         let mut found = None;
-        self.scan(index, Some((number, text)), |row| {
+        self.scan(Some(index), keys, |row| {
             found = Some(row);
             false
         });
         found
     }
 
-    /// Every row, by the latest snapshot, while `take` asks for more.
+    /// Every row, by the latest snapshot, whose columns are these texts, while `take` asks for more.
+    /// Without an index the whole table is read.
     pub fn scan<'a>(
         &'a self,
         index: Option<&CStr>,
-        only: Option<(i16, &str)>,
+        keys: &[(i16, &str)],
         mut take: impl FnMut(Row<'a>) -> bool,
     ) {
         let index_oid = index.map_or(pg_sys::InvalidOid, relation_oid);
-        let mut keys = [pg_sys::ScanKeyData::default(); 1];
-        // SAFETY: the key's argument and the snapshot live until the scan has ended; rows are copied out
-        // of it. An error ends the transaction, which releases both.
+        let mut keys: Vec<pg_sys::ScanKeyData> = keys.iter().map(equal_key).collect();
+        // SAFETY: the keys and the snapshot live until the scan has ended; rows are copied out of it. An
+        // error ends the transaction, which releases all of it.
         unsafe {
-            if let Some((number, text)) = only {
-                pg_sys::ScanKeyInit(
-                    keys.as_mut_ptr(),
-                    number,
-                    pg_sys::BTEqualStrategyNumber as u16,
-                    pg_sys::F_TEXTEQ.into(),
-                    text.into_datum().unwrap_or(pg_sys::Datum::null()),
-                );
-            }
             let snapshot = pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot());
             let scan = pg_sys::systable_beginscan(
                 self.relation,
                 index_oid,
                 index.is_some(),
                 snapshot,
-                i32::from(only.is_some()),
+                i32::try_from(keys.len()).unwrap_or(0),
                 keys.as_mut_ptr(),
             );
             loop {

@@ -1,0 +1,193 @@
+//! The rules of dispatch, over plain values: whether a run may go on, and which record of it counts.
+
+use serde_json::{Value, json};
+
+use crate::error::{Error, Result, bad_argument};
+use crate::lease::grant::{Lease, Standing};
+
+/// What a run has come to. A later one counts for more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Status {
+    Pending,
+    Failed,
+    Committed,
+}
+
+impl Status {
+    pub fn parse(name: &str) -> Result<Self> {
+        match name {
+            "pending" => Ok(Self::Pending),
+            "failed" => Ok(Self::Failed),
+            "committed" => Ok(Self::Committed),
+            _ => Err(bad_argument(
+                "invalid status of a run",
+                format!("The status \"{name}\" is not one of pending, failed, committed."),
+            )),
+        }
+    }
+}
+
+/// `personal`, or `shared:` and the name of an organisation.
+pub fn check_scope(scope: &str) -> Result<()> {
+    let is_shared = scope
+        .strip_prefix("shared:")
+        .is_some_and(|organisation| !organisation.is_empty());
+    if is_shared || scope == "personal" {
+        return Ok(());
+    }
+    Err(bad_argument(
+        "invalid scope",
+        format!("The scope \"{scope}\" is neither personal nor shared:<org>."),
+    ))
+}
+
+/// An epoch that no grant of the agent's lease can have had.
+pub fn check_issued(agent: &str, epoch: i64, last: i64) -> Result<()> {
+    if (1..=last).contains(&epoch) {
+        return Ok(());
+    }
+    Err(bad_argument(
+        format!("epoch {epoch} of lease \"{agent}\" was never issued"),
+        format!("The last one is {last}."),
+    ))
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    Proceed,
+    AlreadyCommitted { operation: String },
+    StaleEpoch { current: i64, holder: String },
+    NotHeld,
+    Expired,
+}
+
+/// Whether `holder`, who claims `epoch` of the agent's lease, may dispatch the run; `committed` is the
+/// record that it has happened.
+pub fn decide(
+    committed: Option<String>,
+    lease: Option<&Lease>,
+    holder: &str,
+    epoch: i64,
+    now: i64,
+) -> Decision {
+    if let Some(operation) = committed {
+        return Decision::AlreadyCommitted { operation };
+    }
+    let Some(lease) = lease else {
+        return Decision::NotHeld;
+    };
+    let is_claimants = lease.epoch == epoch && lease.holder == holder;
+    match lease.standing(now) {
+        Standing::Free(_) => Decision::NotHeld,
+        Standing::Held if is_claimants => Decision::Proceed,
+        Standing::Expired if is_claimants => Decision::Expired,
+        Standing::Held | Standing::Expired => Decision::StaleEpoch {
+            current: lease.epoch,
+            holder: lease.holder.clone(),
+        },
+    }
+}
+
+impl Decision {
+    pub fn to_json(&self, claimed: i64) -> Value {
+        let decision = match self {
+            Self::Proceed => json!({"decision": "proceed"}),
+            Self::AlreadyCommitted { operation } => {
+                json!({"decision": "already_committed", "committed_op_id": operation})
+            }
+            Self::StaleEpoch { current, holder } => json!({
+                "decision": "stale_epoch", "claimed_epoch": claimed,
+                "current_epoch": current, "current_holder": holder,
+            }),
+            Self::NotHeld => json!({"decision": "not_held", "claimed_epoch": claimed}),
+            Self::Expired => json!({"decision": "expired", "claimed_epoch": claimed}),
+        };
+        json!({"decision": decision, "may_dispatch": *self == Self::Proceed})
+    }
+}
+
+/// Refuses a name that is empty or too long.
+pub fn check_name(what: &str, name: &str) -> std::result::Result<(), Error> {
+    crate::lease::grant::check_name(what, name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lease::grant::Ended;
+
+    fn lease(ended: Option<Ended>) -> Lease {
+        Lease {
+            holder: "b".to_owned(),
+            epoch: 2,
+            expires_at: 100,
+            request: None,
+            ended,
+        }
+    }
+
+    fn decided(lease: Option<&Lease>, holder: &str, epoch: i64, now: i64) -> Decision {
+        decide(None, lease, holder, epoch, now)
+    }
+
+    #[test]
+    fn what_has_happened_comes_first() {
+        let committed = decide(Some("op-1".to_owned()), None, "a", 1, 0);
+        assert_eq!(
+            committed.to_json(1).to_string(),
+            r#"{"decision":{"committed_op_id":"op-1","decision":"already_committed"},"may_dispatch":false}"#
+        );
+    }
+
+    #[test]
+    fn only_the_holder_at_its_epoch_proceeds() {
+        let held = lease(None);
+        assert_eq!(decided(Some(&held), "b", 2, 99), Decision::Proceed);
+        assert_eq!(decided(Some(&held), "b", 2, 100), Decision::Expired);
+        let stale = Decision::StaleEpoch {
+            current: 2,
+            holder: "b".to_owned(),
+        };
+        assert_eq!(decided(Some(&held), "a", 1, 99), stale);
+        assert_eq!(decided(Some(&held), "a", 2, 99), stale);
+        assert_eq!(decided(Some(&held), "b", 3, 99), stale);
+        assert_eq!(decided(Some(&held), "a", 1, 100), stale);
+        assert_eq!(decided(None, "a", 1, 0), Decision::NotHeld);
+        let released = lease(Some(Ended::Released));
+        assert_eq!(decided(Some(&released), "b", 2, 0), Decision::NotHeld);
+    }
+
+    #[test]
+    fn only_one_decision_dispatches() {
+        let decisions = [
+            Decision::AlreadyCommitted {
+                operation: "op-1".to_owned(),
+            },
+            Decision::StaleEpoch {
+                current: 2,
+                holder: "b".to_owned(),
+            },
+            Decision::NotHeld,
+            Decision::Expired,
+        ];
+        assert!(
+            decisions
+                .iter()
+                .all(|decision| decision.to_json(1)["may_dispatch"] == false)
+        );
+        assert_eq!(Decision::Proceed.to_json(1)["may_dispatch"], true);
+    }
+
+    #[test]
+    fn arguments() {
+        assert!(check_scope("personal").is_ok());
+        assert!(check_scope("shared:acme").is_ok());
+        assert!(check_scope("shared:").is_err());
+        assert!(check_scope("").is_err());
+        assert!(check_issued("a", 0, 3).is_err());
+        assert!(check_issued("a", 3, 3).is_ok());
+        assert!(check_issued("a", 4, 3).is_err());
+        assert!(Status::parse("done").is_err());
+        assert!(Status::Pending < Status::Failed && Status::Failed < Status::Committed);
+    }
+}
