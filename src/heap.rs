@@ -63,6 +63,25 @@ impl Access {
     }
 }
 
+/// What has committed until now, and this transaction's own changes, at every isolation level.
+pub struct Latest(pg_sys::Snapshot);
+
+impl Latest {
+    pub fn take() -> Self {
+        // SAFETY: a transaction is in progress; released when dropped, or by the end of the transaction.
+        Self(unsafe { pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot()) })
+    }
+}
+
+impl Drop for Latest {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            // SAFETY: registered by `take`, once.
+            unsafe { pg_sys::UnregisterSnapshot(self.0) };
+        }
+    }
+}
+
 /// An open table. Its lock is kept until the transaction ends when it was opened for writing.
 pub struct Table {
     relation: pg_sys::Relation,
@@ -87,21 +106,21 @@ impl Table {
         unsafe { (*self.relation).rd_att }
     }
 
-    /// The first row, by the latest snapshot, whose columns are these texts; looked up by `index`, which
-    /// begins with those columns.
-    pub fn find(&self, index: &CStr, keys: &[(i16, &str)]) -> Option<Row<'_>> {
+    /// The first row whose columns are these texts; looked up by `index`, which begins with those columns.
+    pub fn find(&self, seen: &Latest, index: &CStr, keys: &[(i16, &str)]) -> Option<Row<'_>> {
         let mut found = None;
-        self.scan(Some(index), keys, |row| {
+        self.scan(seen, Some(index), keys, |row| {
             found = Some(row);
             false
         });
         found
     }
 
-    /// Every row, by the latest snapshot, whose columns are these texts, while `take` asks for more.
-    /// Without an index the whole table is read.
+    /// Every row whose columns are these texts, while `take` asks for more. Without an index the whole
+    /// table is read.
     pub fn scan<'a>(
         &'a self,
+        seen: &Latest,
         index: Option<&CStr>,
         keys: &[(i16, &str)],
         mut take: impl FnMut(Row<'a>) -> bool,
@@ -111,12 +130,11 @@ impl Table {
         // SAFETY: the keys and the snapshot live until the scan has ended; rows are copied out of it. An
         // error ends the transaction, which releases all of it.
         unsafe {
-            let snapshot = pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot());
             let scan = pg_sys::systable_beginscan(
                 self.relation,
                 index_oid,
                 index.is_some(),
-                snapshot,
+                seen.0,
                 i32::try_from(keys.len()).unwrap_or(0),
                 keys.as_mut_ptr(),
             );
@@ -134,7 +152,6 @@ impl Table {
                 }
             }
             pg_sys::systable_endscan(scan);
-            pg_sys::UnregisterSnapshot(snapshot);
         }
     }
 
@@ -199,6 +216,10 @@ pub struct Row<'a> {
 }
 
 impl Row<'_> {
+    pub fn table_oid(&self) -> u32 {
+        self.table.oid()
+    }
+
     /// One column by its name, for a table whose columns have come at different times.
     ///
     /// # Safety

@@ -237,7 +237,10 @@ impl Worker {
             let elapsed = last_tick.map_or(Duration::ZERO, |last| last.elapsed());
             background::wait(
                 Some(self.transport.wake_fd()),
-                self.pace().saturating_sub(elapsed).min(watch_interval()),
+                self.pace()
+                    .saturating_sub(elapsed)
+                    .min(watch_interval())
+                    .min(self.leases.due().unwrap_or(Duration::MAX)),
             );
         }
     }

@@ -4,7 +4,7 @@ use pgrx::JsonB;
 use pgrx::prelude::*;
 
 use super::dispatch::{self, Status};
-use crate::heap::{Access, Table};
+use crate::heap::{Access, Latest, Table};
 use crate::lease::store::{self, Leases};
 use crate::varlena::SqlResult;
 
@@ -44,7 +44,8 @@ fn committed(agent: &str, run_id: &str) -> Option<String> {
         (column::RUN as i16 + 1, run_id),
     ];
     let mut found = None;
-    Table::open(c"intent", Access::Read).scan(Some(c"intent_pkey"), &keys, |row| {
+    let table = Table::open(c"intent", Access::Read);
+    table.scan(&Latest::take(), Some(c"intent_pkey"), &keys, |row| {
         let values = row.values::<{ column::COUNT }>();
         // SAFETY: the types are those of sql/intent.sql.
         let (status, operation) = unsafe {

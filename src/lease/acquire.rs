@@ -16,7 +16,7 @@ use super::memory::{self, Known};
 use super::store::{self, Leases, StoredLease};
 use super::transaction::{self, Effect};
 use crate::error::{self, Error, Result};
-use crate::heap::Access;
+use crate::heap::{Access, Latest};
 use crate::spi::{self, Value};
 
 /// How long sessions that were told to terminate are waited for, at least.
@@ -99,7 +99,7 @@ pub fn acquire(wish: &Wish) -> Result<Answer> {
         Decision::Held | Decision::Grant { .. } => warn_of_earlier_writes(),
     }
     let mut locks = Locks { held: Vec::new() };
-    let answer = wait_in_queue(wish, deadline, &mut locks)?;
+    let answer = wait_in_queue(wish, judged, deadline, &mut locks)?;
     match answer {
         Answer::Granted(_) => locks.keep(),
         Answer::Refused(_) => locks.release_from(0),
@@ -170,13 +170,19 @@ fn warn_of_earlier_writes() {
     }
 }
 
-fn wait_in_queue(wish: &Wish, deadline: Instant, locks: &mut Locks) -> Result<Answer> {
+/// Waits for its turn. What was judged before is old by then, but the grant itself is decided on a new
+/// look, under all locks.
+fn wait_in_queue(
+    wish: &Wish,
+    mut judged: Judgement,
+    deadline: Instant,
+    locks: &mut Locks,
+) -> Result<Answer> {
     let queue = Lock::of_queue(wish.resource);
     if !locks.take_within(queue, Mode::Takeover, left(deadline)) {
         return Ok(Answer::Refused(busy(wish)));
     }
     loop {
-        let judged = judge(wish)?;
         match judged.decision {
             Decision::Repeat => return Ok(judged.repeated(wish)),
             Decision::Held if left(deadline).is_zero() => {
@@ -195,10 +201,11 @@ fn wait_in_queue(wish: &Wish, deadline: Instant, locks: &mut Locks) -> Result<An
                 if let Some(grant) = take_over(wish)? {
                     return Ok(Answer::Granted(grant));
                 }
-                // Renewed at the last moment.
+                // Renewed, or granted to somebody else since.
                 locks.release_from(kept);
             }
         }
+        judged = judge(wish)?;
     }
 }
 
@@ -287,8 +294,7 @@ struct Blocker {
 
 /// Waits until the lease may have ended, or the time is up. The caller is at the head of the queue.
 fn wait_for_end(found: &StoredLease, deadline: Instant) {
-    let pinned = memory::pin(found.known());
-    let watching = pinned.as_ref().map(memory::Pinned::watch);
+    let watching = memory::watch(found.known());
     // It may have ended before somebody knew whom to wake.
     let mut seen = found.clone();
     seen.refresh();
@@ -330,8 +336,10 @@ fn wait_for_latch(patience: Duration) {
 fn take_over(wish: &Wish) -> Result<Option<Grant>> {
     let leases = Leases::open(Access::Write);
     // A new life waits for whoever has the table open for writing, and is seen by whoever comes later.
-    let incarnation = store::incarnation()?;
-    let found = leases.find(wish.resource);
+    let seen = Latest::take();
+    let incarnation = store::incarnation(&seen)?;
+    let row = leases.find_row(&seen, wish.resource);
+    let found = row.as_ref().map(StoredLease::read);
     let before = found.as_ref().map(|found| &found.lease);
     let now = store::now();
     let Decision::Grant { epoch } = grant::decide(before, wish.request, incarnation, now)? else {
@@ -368,7 +376,14 @@ fn take_over(wish: &Wish) -> Result<Option<Grant>> {
         ttl: wish.ttl,
     });
     transaction::forget_admission(wish.resource);
-    leases.store_grant(wish.resource, known.key, &lease, wish.ttl, now);
+    leases.store_grant(
+        row.as_ref(),
+        wish.resource,
+        known.key,
+        &lease,
+        wish.ttl,
+        now,
+    );
     let event = Event::Granted {
         expires_at: lease.expires_at,
     };

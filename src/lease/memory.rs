@@ -52,10 +52,15 @@ pub struct Entry {
     waiter: AtomicUsize,
 }
 
-/// The table knows all that the entry knows, or less, or promises less time after a crash.
+/// The table knows all that the entry knows; the worker is about to tell it; it knows less; it also
+/// promises less time after a crash.
 const CLEAN: u8 = 0;
-const DIRTY: u8 = 1;
-const URGENT: u8 = 2;
+const WRITING: u8 = 1;
+const DIRTY: u8 = 2;
+const URGENT: u8 = 3;
+
+/// An epoch that no row has: 0 is that of a resource before its first grant.
+const OUTDATED: i64 = -1;
 
 fn word(expires_at: i64, is_taken: bool) -> u64 {
     (expires_at << 1).cast_unsigned() | u64::from(is_taken)
@@ -90,6 +95,19 @@ impl Entry {
             || (self.to_write.load(Ordering::Acquire) == CLEAN
                 && self.pins.load(Ordering::Acquire) == 0
                 && !is_taken(self.word.load(Ordering::Acquire)))
+    }
+
+    /// Whether the entry is of this epoch, or is about to be of another.
+    fn is_current(&self, epoch: i64) -> bool {
+        self.epoch.load(Ordering::Acquire) == epoch || is_taken(self.word.load(Ordering::Acquire))
+    }
+
+    fn set(&self, known: Known) {
+        self.epoch.store(known.epoch, Ordering::Release);
+        self.ttl.store(known.ttl, Ordering::Release);
+        self.to_write.store(CLEAN, Ordering::Release);
+        self.word
+            .store(word(known.expires_at, false), Ordering::Release);
     }
 
     /// The expiry, when the entry is of this epoch.
@@ -372,7 +390,7 @@ pub fn open() {
             .iter()
             .filter(|entry| entry.database.load(Ordering::Acquire) == oid);
         for entry in mine {
-            entry.epoch.store(0, Ordering::Release);
+            entry.epoch.store(OUTDATED, Ordering::Release);
             entry.to_write.store(CLEAN, Ordering::Release);
             if entry.can_be_replaced() {
                 entry.database.store(0, Ordering::Release);
@@ -433,14 +451,22 @@ pub struct Pinned {
     entry: &'static Entry,
 }
 
+impl Pinned {
+    fn new(entry: &'static Entry) -> Self {
+        entry.pins.fetch_add(1, Ordering::AcqRel);
+        Self { entry }
+    }
+}
+
 impl Drop for Pinned {
     fn drop(&mut self) {
         self.entry.pins.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
-/// The entry of a lease, made from what the table knows if there is none. None when memory is not open
-/// or has no place. The caller keeps takeovers of the lease out while it makes one.
+/// The entry of a lease. What the table knows makes it if there is none, and corrects one that is of
+/// another epoch. None when memory is not open or has no place. The caller keeps takeovers of the lease
+/// out from before it looked at the table.
 pub fn pin(known: Known) -> Option<Pinned> {
     header()?;
     {
@@ -448,9 +474,10 @@ pub fn pin(known: Known) -> Option<Pinned> {
         if !is_open() {
             return None;
         }
-        if let Some(entry) = find(known.key) {
-            entry.pins.fetch_add(1, Ordering::AcqRel);
-            return Some(Pinned { entry });
+        if let Some(entry) = find(known.key)
+            && entry.is_current(known.epoch)
+        {
+            return Some(Pinned::new(entry));
         }
     }
     let _alone = LOCK.exclusive();
@@ -458,24 +485,25 @@ pub fn pin(known: Known) -> Option<Pinned> {
         return None;
     }
     let database = own_database();
-    let entry = find(known.key).or_else(|| {
-        let mut places = bucket(database, known.key).iter();
-        let place = places.find(|entry| entry.can_be_replaced())?;
-        place.relation.store(known.key.relation, Ordering::Release);
-        place.lease_id.store(known.key.lease_id, Ordering::Release);
-        place.epoch.store(known.epoch, Ordering::Release);
-        place
-            .word
-            .store(word(known.expires_at, false), Ordering::Release);
-        place.ttl.store(known.ttl, Ordering::Release);
-        place.pins.store(0, Ordering::Release);
-        place.to_write.store(CLEAN, Ordering::Release);
-        place.waiter.store(0, Ordering::Release);
-        place.database.store(database, Ordering::Release);
-        Some(place)
-    })?;
-    entry.pins.fetch_add(1, Ordering::AcqRel);
-    Some(Pinned { entry })
+    let entry = match find(known.key) {
+        Some(entry) => entry,
+        None => {
+            let mut places = bucket(database, known.key).iter();
+            let place = places.find(|entry| entry.can_be_replaced())?;
+            place.relation.store(known.key.relation, Ordering::Release);
+            place.lease_id.store(known.key.lease_id, Ordering::Release);
+            place.epoch.store(OUTDATED, Ordering::Release);
+            place.word.store(0, Ordering::Release);
+            place.pins.store(0, Ordering::Release);
+            place.waiter.store(0, Ordering::Release);
+            place.database.store(database, Ordering::Release);
+            place
+        }
+    };
+    if !entry.is_current(known.epoch) {
+        entry.set(known);
+    }
+    Some(Pinned::new(entry))
 }
 
 impl Pinned {
@@ -531,32 +559,37 @@ impl Pinned {
     pub fn renew(&self, epoch: i64, expires_at: i64, ttl: i64) -> Renewal {
         self.entry.renew(epoch, expires_at, ttl)
     }
-
-    /// Until this is dropped the process is woken when the lease changes.
-    pub fn watch(&self) -> Watching<'_> {
-        self.entry.waiter.store(own_latch(), Ordering::Release);
-        Watching { pinned: self }
-    }
 }
 
-pub struct Watching<'a> {
-    pinned: &'a Pinned,
+/// Until this is dropped the process is woken when the lease changes. A wait that ends the process leaves
+/// its latch behind, which does no harm.
+pub struct Watching {
+    entry: &'static Entry,
 }
 
-impl Drop for Watching<'_> {
+/// Watches a lease, as [`pin`] finds it. Not pinned: a process that is ended while it waits could not
+/// take the pin back.
+pub fn watch(known: Known) -> Option<Watching> {
+    let pinned = pin(known)?;
+    let entry = pinned.entry;
+    entry.waiter.store(own_latch(), Ordering::Release);
+    Some(Watching { entry })
+}
+
+impl Drop for Watching {
     fn drop(&mut self) {
-        let _ = self.pinned.entry.waiter.compare_exchange(
-            own_latch(),
-            0,
-            Ordering::AcqRel,
-            Ordering::Acquire,
-        );
+        let _ =
+            self.entry
+                .waiter
+                .compare_exchange(own_latch(), 0, Ordering::AcqRel, Ordering::Acquire);
     }
 }
 
+/// Wakes the worker, unless it has been woken for the same before and has not come to it yet.
 fn tell_worker(flag: fn(&Database) -> &AtomicBool) {
-    if let Some(here) = database() {
-        flag(here).store(true, Ordering::Release);
+    if let Some(here) = database()
+        && !flag(here).swap(true, Ordering::AcqRel)
+    {
         set_latch(here.worker.load(Ordering::Acquire));
     }
 }
@@ -566,8 +599,15 @@ pub fn tell_change() {
     tell_worker(|here| &here.is_changed);
 }
 
-pub fn take_change() -> bool {
-    database().is_some_and(|here| here.is_changed.swap(false, Ordering::AcqRel))
+pub fn has_change() -> bool {
+    database().is_some_and(|here| here.is_changed.load(Ordering::Acquire))
+}
+
+/// To be called before looking what has changed.
+pub fn take_change() {
+    if let Some(here) = database() {
+        here.is_changed.store(false, Ordering::Release);
+    }
 }
 
 /// Whether something is to be written at once, unless somebody else asks meanwhile.
@@ -581,16 +621,23 @@ pub struct Unwritten {
     pub epoch: i64,
     pub expires_at: i64,
     pub ttl: i64,
-    pinned: Pinned,
+    entry: &'static Entry,
 }
 
 impl Unwritten {
+    /// The table knows it now; what was renewed meanwhile is written the next time.
+    pub fn is_written(&self) {
+        let _ = self.entry.to_write.compare_exchange(
+            WRITING,
+            CLEAN,
+            Ordering::AcqRel,
+            Ordering::Acquire,
+        );
+    }
+
     /// It could not be written after all.
     pub fn put_back(&self) {
-        self.pinned
-            .entry
-            .to_write
-            .fetch_max(DIRTY, Ordering::AcqRel);
+        self.entry.to_write.fetch_max(DIRTY, Ordering::AcqRel);
     }
 }
 
@@ -602,7 +649,8 @@ pub enum Extent {
     All,
 }
 
-/// Takes what the table does not know yet, up to `limit`.
+/// Takes what the table does not know yet, up to `limit`. Until the caller says what has become of it no
+/// entry is thrown out.
 pub fn take_unwritten(extent: Extent, limit: usize) -> Vec<Unwritten> {
     let Some(header) = header() else {
         return Vec::new();
@@ -619,16 +667,33 @@ pub fn take_unwritten(extent: Extent, limit: usize) -> Vec<Unwritten> {
             && !is_taken(entry.word.load(Ordering::Acquire))
     });
     let unwritten = dirty.take(limit).map(|entry| {
-        entry.pins.fetch_add(1, Ordering::AcqRel);
         // Before the values are read: a renewal after this is written the next time.
-        entry.to_write.store(CLEAN, Ordering::Release);
+        entry.to_write.store(WRITING, Ordering::Release);
         Unwritten {
             lease_id: entry.lease_id.load(Ordering::Acquire),
             epoch: entry.epoch.load(Ordering::Acquire),
             expires_at: expiry(entry.word.load(Ordering::Acquire)),
             ttl: entry.ttl.load(Ordering::Acquire),
-            pinned: Pinned { entry },
+            entry,
         }
     });
     unwritten.collect()
+}
+
+/// What was being written when the worker was ended is to be written again.
+pub fn put_back_interrupted() {
+    let Some(header) = header() else {
+        return;
+    };
+    let database = own_database();
+    let _shared = LOCK.share();
+    let mine = entries(header)
+        .iter()
+        .filter(|entry| entry.database.load(Ordering::Acquire) == database);
+    for entry in mine {
+        let _ =
+            entry
+                .to_write
+                .compare_exchange(WRITING, DIRTY, Ordering::AcqRel, Ordering::Acquire);
+    }
 }

@@ -6,7 +6,7 @@ use pgrx::{IntoDatum, pg_sys};
 use super::grant::{Ended, Lease, Run, Stored};
 use super::memory::{self, Key, Known};
 use crate::error::{self, Result};
-use crate::heap::{self, Access, Row, Table};
+use crate::heap::{self, Access, Latest, Row, Table};
 use crate::{guc, node};
 
 /// The lease clock, which a test may have set ahead or back.
@@ -52,7 +52,7 @@ pub struct StoredLease {
 }
 
 impl StoredLease {
-    fn read(table: &Table, row: &Row) -> Self {
+    pub fn read(row: &Row) -> Self {
         let values = row.values::<{ column::COUNT }>();
         // SAFETY: the types are those of sql/lease.sql; only nullable columns can be null.
         unsafe {
@@ -77,7 +77,7 @@ impl StoredLease {
                     ended,
                 },
                 key: Key {
-                    relation: table.oid(),
+                    relation: row.table_oid(),
                     lease_id: values.get(column::LEASE_ID).unwrap_or_default(),
                 },
                 stored,
@@ -130,7 +130,7 @@ pub fn run() -> Run {
 fn read_predecessor() -> bool {
     let table = Table::open(c"lease_memory", Access::Read);
     let mut was_closed = true;
-    table.scan(None, &[], |row| {
+    table.scan(&Latest::take(), None, &[], |row| {
         let values = row.values::<3>();
         // SAFETY: the types are those of sql/lease.sql.
         was_closed = unsafe {
@@ -160,29 +160,36 @@ impl Leases {
 
     /// The last grant of a resource, by the latest snapshot.
     pub fn find(&self, resource: &str) -> Option<StoredLease> {
-        let row = self.table.find(INDEX, &[(RESOURCE_NUMBER, resource)])?;
-        Some(StoredLease::read(&self.table, &row))
+        Some(StoredLease::read(
+            &self.find_row(&Latest::take(), resource)?,
+        ))
+    }
+
+    /// The row of a resource, to be replaced.
+    pub fn find_row(&self, seen: &Latest, resource: &str) -> Option<Row<'_>> {
+        self.table.find(seen, INDEX, &[(RESOURCE_NUMBER, resource)])
     }
 
     /// Resources last granted to a holder and not given back, with their epochs, in order.
     pub fn of_holder(&self, holder: &str) -> Vec<(String, i64)> {
         let mut found = Vec::new();
-        self.table.scan(None, &[(HOLDER_NUMBER, holder)], |row| {
-            let values = row.values::<{ column::COUNT }>();
-            // SAFETY: the types are those of sql/lease.sql.
-            let (resource, epoch) = unsafe {
-                (
-                    values.get::<String>(column::RESOURCE),
-                    values.get(column::EPOCH),
-                )
-            };
-            if let (Some(resource), Some(epoch), None) =
-                (resource, epoch, values.datum(column::ENDED))
-            {
-                found.push((resource, epoch));
-            }
-            true
-        });
+        self.table
+            .scan(&Latest::take(), None, &[(HOLDER_NUMBER, holder)], |row| {
+                let values = row.values::<{ column::COUNT }>();
+                // SAFETY: the types are those of sql/lease.sql.
+                let (resource, epoch) = unsafe {
+                    (
+                        values.get::<String>(column::RESOURCE),
+                        values.get(column::EPOCH),
+                    )
+                };
+                if let (Some(resource), Some(epoch), None) =
+                    (resource, epoch, values.datum(column::ENDED))
+                {
+                    found.push((resource, epoch));
+                }
+                true
+            });
         found.sort();
         found
     }
@@ -195,8 +202,17 @@ impl Leases {
         }
     }
 
-    /// Stores a grant. The caller holds the lease for a takeover.
-    pub fn store_grant(&self, resource: &str, key: Key, lease: &Lease, ttl: i64, now: i64) {
+    /// Stores a grant in place of the last one. The caller holds the lease for a takeover, and has since
+    /// before it looked for that row.
+    pub fn store_grant(
+        &self,
+        before: Option<&Row>,
+        resource: &str,
+        key: Key,
+        lease: &Lease,
+        ttl: i64,
+        now: i64,
+    ) {
         let mut values = [None; column::COUNT];
         values[column::LEASE_ID] = key.lease_id.into_datum();
         values[column::EPOCH] = lease.epoch.into_datum();
@@ -209,8 +225,8 @@ impl Leases {
             .and_then(|id| pgrx::Uuid::from_bytes(id).into_datum());
         values[column::RESOURCE] = resource.into_datum();
         values[column::HOLDER] = lease.holder.as_str().into_datum();
-        match self.table.find(INDEX, &[(RESOURCE_NUMBER, resource)]) {
-            Some(row) => self.table.replace(&row, &values),
+        match before {
+            Some(row) => self.table.replace(row, &values),
             None => self.table.insert(&values),
         }
     }
@@ -241,7 +257,7 @@ impl Leases {
         resource: &str,
         change: impl FnOnce(&mut [Option<pg_sys::Datum>; column::COUNT]),
     ) {
-        if let Some(row) = self.table.find(INDEX, &[(RESOURCE_NUMBER, resource)]) {
+        if let Some(row) = self.find_row(&Latest::take(), resource) {
             let before = row.values::<{ column::COUNT }>();
             let mut values = std::array::from_fn(|column| before.datum(column));
             change(&mut values);
@@ -252,10 +268,10 @@ impl Leases {
 
 /// The life of this node, which the epochs of its grants lie in; the first one where the database is
 /// no node. 55000 while the node does not know yet.
-pub fn incarnation() -> Result<i64> {
+pub fn incarnation(seen: &Latest) -> Result<i64> {
     let table = Table::open(c"local_node", Access::Read);
     let mut found = Ok(1);
-    table.scan(None, &[], |row| {
+    table.scan(seen, None, &[], |row| {
         // SAFETY: the types are those of sql/node.sql.
         let (incarnation, place, started) = unsafe {
             (

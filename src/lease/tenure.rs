@@ -65,10 +65,10 @@ pub fn renew(claim: Claim, ttl: i64) -> Outcome<i64> {
         match memory::renew(found.key, claim.epoch, expires_at, ttl) {
             Some(Renewal::Renewed) => return Ok(expires_at),
             Some(Renewal::Taken) => return Err(Refusal::BeingGranted),
-            // Granted since the look at the table, which says so now.
-            Some(Renewal::Superseded) => {}
-            None if memory::is_open() && load(claim)? => {}
-            None => return renew_in_table(claim, ttl),
+            // Not there, or of another epoch: granted since the look at the table, which says so now, or
+            // left over from a time when renewals went to the table.
+            None | Some(Renewal::Superseded) if memory::is_open() && load(claim)? => {}
+            None | Some(Renewal::Superseded) => return renew_in_table(claim, ttl),
         }
     }
 }

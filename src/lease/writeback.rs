@@ -16,6 +16,10 @@ use crate::spi::{Session, Value};
 /// every lease counts as held for its ttl. So this only bounds how old a dump can be.
 const INTERVAL: Duration = Duration::from_secs(60);
 
+/// Changes of holder are told at once, and then this much later together: under load a transaction for
+/// each would take as much from the processors as the grants themselves.
+const BREATH: Duration = Duration::from_millis(20);
+
 /// Leases written back in one transaction.
 const BATCH: usize = 1_000;
 
@@ -33,6 +37,7 @@ pub struct Keeper {
     run: Runner,
     is_open: bool,
     last_written: Instant,
+    last_told: Option<Instant>,
     /// What was visible when changes of holder were last told, as `pg_snapshot`.
     told: Option<String>,
 }
@@ -43,6 +48,7 @@ impl Keeper {
             run,
             is_open: false,
             last_written: Instant::now(),
+            last_told: None,
             told: None,
         }
     }
@@ -68,9 +74,21 @@ impl Keeper {
                 self.last_written = Instant::now();
             }
         }
-        if memory::take_change() || self.told.is_none() {
+        if self.told.is_none() || (memory::has_change() && self.rest().is_zero()) {
+            memory::take_change();
             self.tell_changes();
+            self.last_told = Some(Instant::now());
         }
+    }
+
+    /// How long until something is due that is known now.
+    pub fn due(&self) -> Option<Duration> {
+        memory::has_change().then(|| self.rest())
+    }
+
+    fn rest(&self) -> Duration {
+        self.last_told
+            .map_or(Duration::ZERO, |last| BREATH.saturating_sub(last.elapsed()))
     }
 
     fn transaction(&self, what: &str, mut work: impl FnMut(&Session) -> Result<()>) -> bool {
@@ -118,7 +136,13 @@ impl Keeper {
                 written = write(spi, &unwritten);
                 Ok(())
             });
-            unwritten.retain(|lease| !is_done || !written.contains(&lease.lease_id));
+            unwritten.retain(|lease| {
+                let is_written = is_done && written.contains(&lease.lease_id);
+                if is_written {
+                    lease.is_written();
+                }
+                !is_written
+            });
             left.append(&mut unwritten);
         }
         left.iter().for_each(Unwritten::put_back);
@@ -130,17 +154,23 @@ impl Keeper {
         if minutes < 0 {
             return;
         }
-        self.transaction("delete old history of leases", |spi| {
-            spi.write(
-                c"DELETE FROM coord.lease_history h
-                   USING (SELECT resource, epoch, event FROM coord.lease_history
-                           WHERE recorded_at < clock_timestamp() - $1 * interval '1 minute'
-                           LIMIT $2) old
-                   WHERE (h.resource, h.epoch, h.event) = (old.resource, old.epoch, old.event)",
-                &[Value::Int(minutes), Value::Int(DELETED)],
-            );
-            Ok(())
-        });
+        // The oldest are looked at first, so a pass that finds nothing to delete looks at few.
+        let mut deleted = DELETED;
+        while deleted == DELETED {
+            deleted = 0;
+            self.transaction("delete old history of leases", |spi| {
+                let rows = spi.write(
+                    c"DELETE FROM coord.lease_history h
+                       USING (SELECT ctid, recorded_at FROM coord.lease_history
+                               ORDER BY local_xid LIMIT $2) oldest
+                       WHERE h.ctid = oldest.ctid
+                         AND oldest.recorded_at < clock_timestamp() - $1 * interval '1 minute'",
+                    &[Value::Int(minutes), Value::Int(DELETED)],
+                );
+                deleted = i64::try_from(rows.len()).unwrap_or(0);
+                Ok(())
+            });
+        }
     }
 
     /// Notifies of what has become visible since the last time, in the order of epochs.
@@ -166,12 +196,14 @@ impl Keeper {
 }
 
 fn notify(spi: &Session, before: &str) {
+    // Without statistics of a table that has just grown the planner would read all of it.
+    spi.read(c"SELECT set_config('enable_seqscan', 'off', true)", &[]);
     spi.read(
         c"SELECT pg_notify('coord_lease', json_build_object(
                    'resource', h.resource, 'event', h.event, 'holder', h.holder, 'epoch', h.epoch,
                    'expires_at', h.expires_at, 'reason', h.reason)::text)
             FROM coord.lease_history h
-           WHERE h.local_xid >= pg_snapshot_xmax($1::pg_snapshot)
+           WHERE h.local_xid >= (SELECT pg_snapshot_xmax($1::pg_snapshot))
               OR h.local_xid = ANY (ARRAY(SELECT pg_snapshot_xip($1::pg_snapshot)))
            ORDER BY h.resource, h.epoch, h.event",
         &[Value::Text(Some(before))],
@@ -210,6 +242,7 @@ fn force_to_disk() {
 /// The worker ends: writes back what is left, in what is left of its process, and says so.
 pub fn close(run: Runner) {
     memory::close();
+    memory::put_back_interrupted();
     let keeper = Keeper::new(run);
     let mut is_there = false;
     keeper.transaction("look for leases", |spi| {
