@@ -287,14 +287,15 @@ CREATE FUNCTION lease_lock(resource text, OUT classid oid, OUT objid oid) RETURN
   LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'lease_lock_wrapper';
 COMMENT ON FUNCTION lease_lock(text) IS 'where pg_locks has the locks of a lease';
 
--- objsubid: 1 the lease, 2 all leases of the database (a writer of more than 64), 3 the queue.
+-- objsubid: 1 the lease, 2 all leases of the database (a writer of more than 64), 3 the queue. A prepared
+-- transaction is found by the lock of its number, which it holds beside the others.
 CREATE VIEW lease_locker AS
-  SELECT l.classid, l.objid, l.objsubid AS kind, l.pid,
-         CASE WHEN l.pid IS NULL THEN p.gid END AS prepared,
-         l.granted, l.mode, l.waitstart
+  SELECT l.classid, l.objid, l.objsubid AS kind, l.pid, p.gid AS prepared, l.granted, l.mode, l.waitstart
     FROM pg_catalog.pg_locks l
-    LEFT JOIN pg_catalog.pg_prepared_xacts p
-      ON l.pid IS NULL AND l.virtualtransaction = '-1/' || p.transaction
+    LEFT JOIN (pg_catalog.pg_prepared_xacts p
+               JOIN pg_catalog.pg_locks x ON x.locktype = 'transactionid' AND x.transactionid = p.transaction
+                                         AND x.pid IS NULL AND x.granted)
+      ON l.pid IS NULL AND x.virtualtransaction = l.virtualtransaction
    WHERE l.locktype = 'userlock'
      AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = current_database());
 COMMENT ON VIEW lease_locker IS 'sessions and prepared transactions with a lock of a lease';
@@ -311,7 +312,7 @@ CREATE VIEW lease_status AS
          (SELECT count(DISTINCT k.pid) FROM lockers k
            WHERE k.classid = t.classid AND k.objid = t.objid AND NOT k.granted
              AND (k.kind = 3 OR k.kind = 1 AND k.mode = 'AccessExclusiveLock')) AS waiters,
-         (SELECT count(*) FROM lockers k
+         (SELECT count(DISTINCT (k.pid, k.prepared)) FROM lockers k
            WHERE k.granted AND (k.kind = 1 AND k.classid = t.classid AND k.objid = t.objid AND k.mode = 'RowShareLock'
                                 OR k.kind = 2 AND k.mode = 'ShareLock')) AS writers,
          l.ended, l.ended_at
@@ -324,17 +325,17 @@ COMMENT ON COLUMN lease_status.expires_at IS 'by coord.lease_now(), renewals inc
 COMMENT ON COLUMN lease_status.waiters IS 'sessions that wait to acquire it, beside the one at the head of the queue';
 COMMENT ON COLUMN lease_status.writers IS 'transactions in flight that wrote under it or may have, prepared ones included';
 
-CREATE FUNCTION lease_writers(resource text) RETURNS TABLE (pid integer, prepared text, kind integer, mode text)
+CREATE FUNCTION lease_blocker(resource text) RETURNS TABLE (is_acquirer boolean, pid integer, prepared text)
   LANGUAGE sql VOLATILE STRICT SECURITY DEFINER
   SET search_path = pg_catalog, coord, pg_temp
   BEGIN ATOMIC
-    SELECT k.pid, k.prepared, k.kind::integer, k.mode
+    SELECT DISTINCT k.kind = 3 OR k.mode = 'AccessExclusiveLock', k.pid, k.prepared
       FROM coord.lease_locker k, coord.lease_lock($1) t
      WHERE k.granted AND k.pid IS DISTINCT FROM pg_backend_pid()
        AND (k.kind IN (1, 3) AND k.classid = t.classid AND k.objid = t.objid OR k.kind = 2 AND k.mode = 'ShareLock')
-     ORDER BY k.pid, k.prepared;
+     ORDER BY 2, 3, 1;
   END;
-COMMENT ON FUNCTION lease_writers(text) IS 'who a takeover of the lease waits for';
+COMMENT ON FUNCTION lease_blocker(text) IS 'sessions and prepared transactions that a takeover of the lease waits for';
 
 -- What a session may not terminate, it is not asked to.
 CREATE FUNCTION lease_writers_terminate(resource text) RETURNS bigint
@@ -342,14 +343,14 @@ CREATE FUNCTION lease_writers_terminate(resource text) RETURNS bigint
   SET search_path = pg_catalog, coord, pg_temp
   BEGIN ATOMIC
     SELECT count(*)
-      FROM coord.lease_writers($1) w
-      JOIN pg_stat_activity a ON a.pid = w.pid
-     WHERE w.kind <> 3 AND a.usesysid IS NOT NULL
+      FROM coord.lease_blocker($1) b
+      JOIN pg_stat_activity a ON a.pid = b.pid
+     WHERE NOT b.is_acquirer AND a.usesysid IS NOT NULL
        AND (pg_has_role(a.usesysid, 'MEMBER') OR pg_has_role('pg_signal_backend', 'MEMBER')
                                                  AND NOT (SELECT r.rolsuper FROM pg_roles r WHERE r.oid = a.usesysid))
-       AND pg_terminate_backend(w.pid);
+       AND pg_terminate_backend(b.pid);
   END;
-COMMENT ON FUNCTION lease_writers_terminate(text) IS 'terminates the sessions that a takeover of the lease waits for';
+COMMENT ON FUNCTION lease_writers_terminate(text) IS 'terminates the sessions in flight with writes under the lease';
 
 -- Fencing
 
@@ -494,7 +495,7 @@ REVOKE ALL ON FUNCTION
   lease_renew(text, text, bigint, interval), lease_renew_all(text, jsonb, interval),
   lease_release(text, text, bigint), lease_release_all(text), lease_revoke(text, text),
   lease_current(text), lease_now(), lease_memory_is_open(), lease_expires_at(bigint, bigint, timestamptz, interval, timestamptz),
-  lease_lock(text), lease_writers(text), lease_writers_terminate(text),
+  lease_lock(text), lease_blocker(text), lease_writers_terminate(text),
   fence(text, bigint), fence_set(text, bigint), fence_guard(), fence_guard_arguments(bytea), fence_refusals(oid),
   table_family(regclass), protect_column_check(regclass, name, regtype[]),
   protect_table(regclass, text, name, name), unprotect_table(regclass) FROM PUBLIC;
@@ -502,7 +503,7 @@ GRANT EXECUTE ON FUNCTION
   lease_acquire(text, text, interval, uuid, interval, boolean), lease_try_acquire(text, text, interval, uuid),
   lease_renew(text, text, bigint, interval), lease_renew_all(text, jsonb, interval),
   lease_release(text, text, bigint), lease_release_all(text),
-  lease_current(text), lease_writers(text), lease_writers_terminate(text), fence(text, bigint), fence_set(text, bigint), fence_guard(),
+  lease_current(text), lease_blocker(text), lease_writers_terminate(text), fence(text, bigint), fence_set(text, bigint), fence_guard(),
   table_family(regclass), protect_column_check(regclass, name, regtype[]),
   protect_table(regclass, text, name, name), unprotect_table(regclass) TO coord_agent;
 GRANT EXECUTE ON FUNCTION lease_current(text), lease_now(), lease_memory_is_open(), lease_lock(text),

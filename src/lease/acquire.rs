@@ -195,6 +195,11 @@ fn wait_in_queue(
             }
             Decision::Grant { .. } => {
                 let kept = locks.held.len();
+                // Renewals find the entry however long the wait: to make one they would have to wait too.
+                let _ = judged
+                    .found
+                    .as_ref()
+                    .map(|found| memory::pin(found.known()));
                 if !take_over_locks(wish, deadline, locks) {
                     return Ok(Answer::Refused(busy(wish)));
                 }
@@ -244,52 +249,53 @@ fn terminate_writers(resource: &str) {
 
 /// Why the lease cannot change its holder: who is in the way.
 fn busy(wish: &Wish) -> Error {
-    let blockers = spi::connect(|spi| {
-        let rows = spi.read(
-            c"SELECT kind, pid, prepared FROM coord.lease_writers($1)",
-            &[Value::Text(Some(wish.resource))],
-        );
-        let blocker = |row| Blocker {
-            is_queue: rows.get::<i32>(row, 0) == Some(3),
-            name: rows.get::<String>(row, 2).map_or_else(
-                || format!("process {}", rows.get::<i32>(row, 1).unwrap_or_default()),
-                |prepared| format!("prepared transaction \"{prepared}\""),
-            ),
-        };
-        (0..rows.len()).map(blocker).collect::<Vec<_>>()
-    });
-    let named = |is_queue: bool| {
-        let names = blockers
-            .iter()
-            .filter(|blocker| blocker.is_queue == is_queue);
-        names
-            .map(|blocker| blocker.name.as_str())
-            .collect::<Vec<_>>()
-            .join(", ")
+    let (writers, acquirers) = blockers(wish.resource);
+    let named = |what: &str, names: &[String]| {
+        (!names.is_empty()).then(|| format!("{what}: {}.", names.join(", ")))
     };
-    let (writers, acquirers) = (named(false), named(true));
-    if !writers.is_empty() {
-        return error::lease_busy(
+    let details = [
+        named("In flight with writes under it, or ending it", &writers),
+        named("Being acquired by", &acquirers),
+    ];
+    let detail = details.into_iter().flatten().collect::<Vec<_>>().join(" ");
+    let hint = match (writers.is_empty(), wish.terminates_writers) {
+        (true, _) => "Wait for your turn with max_wait.",
+        (false, false) => "Wait for them with max_wait, or end them with terminate_writers.",
+        (false, true) => {
+            "A stopped process does not terminate before it goes on; a prepared transaction ends by COMMIT PREPARED or ROLLBACK PREPARED."
+        }
+    };
+    if detail.is_empty() {
+        error::lease_busy(
             wish.resource,
-            format!("In flight with writes under it, or changing it: {writers}."),
-            if wish.terminates_writers {
-                "A stopped process does not terminate before it goes on, a prepared transaction ends by COMMIT PREPARED or ROLLBACK PREPARED."
-            } else {
-                "Wait for them with max_wait, or end them with terminate_writers."
-            },
-        );
-    }
-    let detail = if acquirers.is_empty() {
-        "Whoever was in the way has just ended.".to_owned()
+            "Whoever was in the way has just ended.",
+            "Try again.",
+        )
     } else {
-        format!("Acquired by others meanwhile: {acquirers}.")
-    };
-    error::lease_busy(wish.resource, detail, "Wait for your turn with max_wait.")
+        error::lease_busy(wish.resource, detail, hint)
+    }
 }
 
-struct Blocker {
-    is_queue: bool,
-    name: String,
+/// Who holds a lock that a takeover waits for: writers, or whoever ends or renews the lease; and those
+/// who are about to be granted it.
+fn blockers(resource: &str) -> (Vec<String>, Vec<String>) {
+    spi::connect(|spi| {
+        let rows = spi.read(
+            c"SELECT is_acquirer, pid, prepared FROM coord.lease_blocker($1)",
+            &[Value::Text(Some(resource))],
+        );
+        let name = |row| {
+            rows.get::<String>(row, 2).map_or_else(
+                || format!("process {}", rows.get::<i32>(row, 1).unwrap_or_default()),
+                |prepared| format!("prepared transaction \"{prepared}\""),
+            )
+        };
+        let of = |is_acquirer| {
+            let mine = (0..rows.len()).filter(|row| rows.get::<bool>(*row, 0) == Some(is_acquirer));
+            mine.map(name).collect()
+        };
+        (of(false), of(true))
+    })
 }
 
 /// Waits until the lease may have ended, or the time is up. The caller is at the head of the queue.
@@ -370,10 +376,12 @@ fn take_over(wish: &Wish) -> Result<Option<Grant>> {
         return Ok(None);
     }
     transaction::at_commit(Effect::Granted {
+        key: known.key,
         pinned,
         epoch,
         expires_at: lease.expires_at,
         ttl: wish.ttl,
+        renewed: None,
     });
     transaction::forget_admission(wish.resource);
     leases.store_grant(

@@ -15,7 +15,9 @@ use crate::heap::Access;
 /// until the transaction ends. 23514 otherwise.
 pub fn admit(resource: &str, epoch: i64) -> Result<()> {
     let passes = transaction::with_admitted(resource, |found| {
-        found.refresh();
+        if !found.refresh_from_memory() {
+            return None;
+        }
         grant::check_token(Some(&found.lease), epoch, store::now()).ok()
     });
     match passes {
@@ -24,8 +26,8 @@ pub fn admit(resource: &str, epoch: i64) -> Result<()> {
     }
 }
 
-/// As [`admit`], for what was not looked at before, has been changed by this transaction, or was
-/// refused by what was seen before: it may have been renewed in the table.
+/// As [`admit`], for what was not looked at before, has been changed by this transaction, has its expiry
+/// in the table alone, or was refused by what was seen before.
 fn admit_anew(resource: &str, epoch: i64) -> Result<()> {
     lock_for_writing(resource);
     let found = Leases::open(Access::Read).find(resource);

@@ -10,6 +10,7 @@
 
 use std::panic::AssertUnwindSafe;
 
+use pgrx::pg_sys::panic::CaughtError;
 use pgrx::prelude::*;
 use pgrx::{PgTryBuilder, pg_sys};
 
@@ -146,7 +147,7 @@ fn for_transaction<T>(work: impl FnOnce() -> T) -> T {
 }
 
 /// Runs `wait` with `lock_timeout` no longer than this. False when it timed out; every other error goes
-/// on. A lock taken meanwhile stays.
+/// on, once what the wait left behind is taken back. A lock taken meanwhile stays.
 fn within_lock_timeout(milliseconds: i32, wait: impl FnOnce()) -> bool {
     // SAFETY: a plain variable of this process, put back below whatever happens. The subtransaction
     // takes back what a wait that failed has left behind; begin and end are paired.
@@ -163,14 +164,29 @@ fn within_lock_timeout(milliseconds: i32, wait: impl FnOnce()) -> bool {
             pg_sys::ReleaseCurrentSubTransaction();
             true
         }))
-        .catch_when(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE, |_| {
+        .catch_others(|error| {
+            pg_sys::LockTimeout = given;
             pg_sys::RollbackAndReleaseCurrentSubTransaction();
-            false
+            pg_sys::MemoryContextSwitchTo(context);
+            pg_sys::CurrentResourceOwner = owner;
+            if is_lock_timeout(&error) {
+                false
+            } else {
+                error.rethrow()
+            }
         })
-        .finally(|| pg_sys::LockTimeout = given)
         .execute();
+        pg_sys::LockTimeout = given;
         pg_sys::MemoryContextSwitchTo(context);
         pg_sys::CurrentResourceOwner = owner;
         is_taken
     }
+}
+
+fn is_lock_timeout(error: &CaughtError) -> bool {
+    matches!(
+        error,
+        CaughtError::PostgresError(report) | CaughtError::ErrorReport(report)
+            if report.sql_error_code() == PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE
+    )
 }

@@ -190,8 +190,9 @@ fn own_latch() -> usize {
 #[repr(C)]
 struct Database {
     oid: AtomicU32,
-    /// Renewals may stay in memory: the table says so, and a crash would be noticed.
-    is_open: AtomicBool,
+    /// The oid of the table of leases whose renewals may stay in memory, because it says so itself and a
+    /// crash would be noticed; 0 for none. DROP EXTENSION and CREATE EXTENSION make another table.
+    open_for: AtomicU32,
     /// What the table says of the memory before this one; 0 until somebody has looked.
     predecessor: AtomicU8,
     /// A change of holder that the worker has not told yet.
@@ -375,14 +376,14 @@ pub fn note_predecessor(was_closed: bool) {
     }
 }
 
-/// Whether renewals may stay in memory, and so whether entries are to be made.
-pub fn is_open() -> bool {
-    database().is_some_and(|here| here.is_open.load(Ordering::Acquire))
+/// Whether renewals of the leases of this table may stay in memory, and so whether entries are to be made.
+pub fn is_open(relation: u32) -> bool {
+    database().is_some_and(|here| here.open_for.load(Ordering::Acquire) == relation)
 }
 
 /// From here on renewals stay in memory: the table says so. What is left of an earlier time counts no
 /// more, because renewals have gone to the table since.
-pub fn open() {
+pub fn open(relation: u32) {
     let _alone = LOCK.exclusive();
     if let (Some(header), Some(here)) = (header(), database()) {
         let oid = own_database();
@@ -397,7 +398,7 @@ pub fn open() {
             }
         }
         here.worker.store(own_latch(), Ordering::Release);
-        here.is_open.store(true, Ordering::Release);
+        here.open_for.store(relation, Ordering::Release);
     }
 }
 
@@ -405,7 +406,7 @@ pub fn open() {
 pub fn close() {
     let _alone = LOCK.exclusive();
     if let Some(here) = database() {
-        here.is_open.store(false, Ordering::Release);
+        here.open_for.store(0, Ordering::Release);
         here.worker.store(0, Ordering::Release);
     }
 }
@@ -420,7 +421,7 @@ fn find(key: Key) -> Option<&'static Entry> {
 pub fn expires_at(key: Key, epoch: i64) -> Option<i64> {
     header()?;
     let _shared = LOCK.share();
-    if !is_open() {
+    if !is_open(key.relation) {
         return None;
     }
     find(key)?.expiry_at(epoch)
@@ -431,7 +432,7 @@ pub fn expires_at(key: Key, epoch: i64) -> Option<i64> {
 pub fn renew(key: Key, epoch: i64, expires_at: i64, ttl: i64) -> Option<Renewal> {
     header()?;
     let _shared = LOCK.share();
-    if !is_open() {
+    if !is_open(key.relation) {
         return None;
     }
     Some(find(key)?.renew(epoch, expires_at, ttl))
@@ -471,7 +472,7 @@ pub fn pin(known: Known) -> Option<Pinned> {
     header()?;
     {
         let _shared = LOCK.share();
-        if !is_open() {
+        if !is_open(known.key.relation) {
             return None;
         }
         if let Some(entry) = find(known.key)
@@ -481,7 +482,7 @@ pub fn pin(known: Known) -> Option<Pinned> {
         }
     }
     let _alone = LOCK.exclusive();
-    if !is_open() {
+    if !is_open(known.key.relation) {
         return None;
     }
     let database = own_database();
@@ -528,11 +529,6 @@ impl Pinned {
     pub fn give_back(&self) {
         self.entry.word.fetch_and(!1, Ordering::AcqRel);
         self.entry.wake();
-    }
-
-    /// The takeover goes on.
-    pub fn hold_on(&self) {
-        self.entry.word.fetch_or(1, Ordering::AcqRel);
     }
 
     /// The grant of this epoch ended at `now`, before its time: whoever still goes by its expiry stops.

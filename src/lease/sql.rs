@@ -19,7 +19,7 @@ use super::store::{self, Leases};
 use super::tenure::{self, Claim};
 use super::{admission, transaction};
 use crate::error::{self, Error, bad_argument};
-use crate::heap::Access;
+use crate::heap::{self, Access};
 use crate::varlena::SqlResult;
 
 /// A row of type `coord.lease_grant`.
@@ -287,7 +287,7 @@ fn lease_current(resource: &str) -> Option<GrantRow> {
 
 #[pg_extern(sql = false)]
 fn lease_memory_is_open() -> bool {
-    memory::is_open()
+    memory::is_open(heap::relation_oid(c"lease").to_u32())
 }
 
 #[pg_extern(sql = false)]
@@ -304,7 +304,7 @@ fn lease_expires_at(
     memory: TimestampWithTimeZone,
 ) -> SqlResult<Moment> {
     let key = Key {
-        relation: crate::heap::relation_oid(c"lease").to_u32(),
+        relation: heap::relation_oid(c"lease").to_u32(),
         lease_id,
     };
     let stored = grant::Stored {

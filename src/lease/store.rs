@@ -92,6 +92,15 @@ impl StoredLease {
         self.lease.expires_at = expires_at(self.key, self.lease.epoch, self.stored);
     }
 
+    /// Looks again, in shared memory alone. False when that does not know, and the table has to be asked.
+    pub fn refresh_from_memory(&mut self) -> bool {
+        let known = memory::expires_at(self.key, self.lease.epoch);
+        if let Some(expires_at) = known {
+            self.lease.expires_at = expires_at;
+        }
+        known.is_some()
+    }
+
     pub fn known(&self) -> Known {
         Known {
             key: self.key,

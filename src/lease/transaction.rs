@@ -16,10 +16,13 @@ use crate::varlena;
 /// What a commit does to shared memory, and a rollback undoes.
 pub enum Effect {
     Granted {
+        key: Key,
         pinned: Option<Pinned>,
         epoch: i64,
         expires_at: i64,
         ttl: i64,
+        /// Expiry and ttl, when the transaction has renewed what it was granted.
+        renewed: Option<(i64, i64)>,
     },
     Ended {
         pinned: Option<Pinned>,
@@ -124,9 +127,35 @@ pub fn with_admitted<T>(
     with_current(|current| current.admitted.get(resource)?.as_mut().and_then(look))
 }
 
-/// The lock of the lease, or of every lease, is held, and this is what was found under it.
+/// The lock of the lease, or of every lease, is held, and this is what was found under it. A later look
+/// replaces an earlier one, also when it came after a savepoint: the lock is that of the earlier one.
 pub fn admitted(resource: &str, lease: Option<StoredLease>) {
-    with_current(|current| current.admitted.push(resource, lease));
+    with_current(|current| match current.admitted.get(resource) {
+        Some(found @ Some(_)) => *found = lease,
+        _ => current.admitted.push(resource, lease),
+    });
+}
+
+/// Renews a lease that this transaction itself was granted. False when it was not.
+pub fn renew_granted(lease: Key, at: i64, until: i64, for_as_long: i64) -> bool {
+    with_current(|current| {
+        let mut granted = current
+            .effects
+            .values_mut()
+            .filter_map(|effect| match effect {
+                Effect::Granted {
+                    key,
+                    epoch,
+                    renewed,
+                    ..
+                } if (*key, *epoch) == (lease, at) => Some(renewed),
+                _ => None,
+            });
+        granted
+            .next()
+            .map(|renewed| *renewed = Some((until, for_as_long)))
+            .is_some()
+    })
 }
 
 /// This transaction changes the lease itself: what was found before counts no more.
@@ -216,9 +245,14 @@ impl Effect {
                 epoch,
                 expires_at,
                 ttl,
+                renewed,
+                ..
             } => {
                 if let Some(pinned) = pinned {
                     pinned.grant(epoch, expires_at, ttl);
+                    if let Some((expires_at, ttl)) = renewed {
+                        pinned.renew(epoch, expires_at, ttl);
+                    }
                 }
                 memory::tell_change();
             }
@@ -249,14 +283,11 @@ impl Effect {
         }
     }
 
-    /// A takeover that goes on while a later one of the same lease, in a savepoint, was undone.
-    fn hold_on(&self) {
-        if let Self::Granted {
-            pinned: Some(pinned),
-            ..
-        } = self
-        {
-            pinned.hold_on();
+    /// Whether both take over the same lease.
+    fn is_of_same_takeover(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Granted { key, .. }, Self::Granted { key: other, .. }) => key == other,
+            _ => false,
         }
     }
 }
@@ -296,8 +327,15 @@ impl Transaction {
         self.admitted.subtransaction_aborted(level);
         self.holds_every_lease
             .subtransaction_aborted(level, |()| ());
+        let mut undone = Vec::new();
         self.effects
-            .subtransaction_aborted(level, Effect::roll_back);
-        self.effects.values().for_each(Effect::hold_on);
+            .subtransaction_aborted(level, |effect| undone.push(effect));
+        // A takeover goes on while a later one of the same lease, in a savepoint, is undone.
+        let goes_on = |effect: &Effect| {
+            let mut others = self.effects.values();
+            others.any(|other| other.is_of_same_takeover(effect))
+        };
+        undone.retain(|effect| !goes_on(effect));
+        undone.into_iter().for_each(Effect::roll_back);
     }
 }

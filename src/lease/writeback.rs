@@ -10,6 +10,7 @@ use super::memory::{self, Extent, Unwritten};
 use super::store;
 use crate::error::Result;
 use crate::guc;
+use crate::heap;
 use crate::spi::{Session, Value};
 
 /// Renewals reach the table this often; a clean shutdown writes back what is left, and after any other
@@ -19,6 +20,10 @@ const INTERVAL: Duration = Duration::from_secs(60);
 /// Changes of holder are told at once, and then this much later together: under load a transaction for
 /// each would take as much from the processors as the grants themselves.
 const BREATH: Duration = Duration::from_millis(20);
+
+/// How long to wait after a failure to open the memory, and where the extension is of a version that has
+/// no leases.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// Leases written back in one transaction.
 const BATCH: usize = 1_000;
@@ -36,6 +41,7 @@ pub type Runner = fn(&mut dyn FnMut(&Session) -> Result<()>) -> std::result::Res
 pub struct Keeper {
     run: Runner,
     is_open: bool,
+    last_tried: Option<Instant>,
     last_written: Instant,
     last_told: Option<Instant>,
     /// What was visible when changes of holder were last told, as `pg_snapshot`.
@@ -47,6 +53,7 @@ impl Keeper {
         Self {
             run,
             is_open: false,
+            last_tried: None,
             last_written: Instant::now(),
             last_told: None,
             told: None,
@@ -57,22 +64,25 @@ impl Keeper {
     pub fn reopen(&mut self) {
         memory::close();
         self.is_open = false;
+        self.last_tried = None;
     }
 
     /// What is due. Errors are logged and what failed is tried again.
     pub fn attend(&mut self) {
-        if !self.is_open {
+        if !self.is_open && self.last_tried.is_none_or(|last| last.elapsed() >= RETRY) {
+            self.last_tried = Some(Instant::now());
             self.open();
         }
-        if self.is_open {
-            if memory::take_urgency() {
-                self.write_back(Extent::Urgent);
-            }
-            if self.last_written.elapsed() >= INTERVAL {
-                self.write_back(Extent::All);
-                self.forget_history();
-                self.last_written = Instant::now();
-            }
+        if !self.is_open {
+            return;
+        }
+        if memory::take_urgency() {
+            self.write_back(Extent::Urgent);
+        }
+        if self.last_written.elapsed() >= INTERVAL {
+            self.write_back(Extent::All);
+            self.forget_history();
+            self.last_written = Instant::now();
         }
         if self.told.is_none() || (memory::has_change() && self.rest().is_zero()) {
             memory::take_change();
@@ -91,17 +101,24 @@ impl Keeper {
             .map_or(Duration::ZERO, |last| BREATH.saturating_sub(last.elapsed()))
     }
 
+    /// Runs `work` where there are leases. False when it failed, or there are none any more.
     fn transaction(&self, what: &str, mut work: impl FnMut(&Session) -> Result<()>) -> bool {
-        let outcome = (self.run)(&mut work);
+        let mut is_there = false;
+        let outcome = (self.run)(&mut |spi| {
+            is_there = are_there_leases(spi);
+            if is_there { work(spi) } else { Ok(()) }
+        });
         if let Err(reason) = &outcome {
             pgrx::log!("pg_test: could not {what}: {reason}");
         }
-        outcome.is_ok()
+        outcome.is_ok() && is_there
     }
 
     /// First the table says, on disk, that renewals stay in memory; then they may.
     fn open(&mut self) {
+        let mut relation = 0;
         self.is_open = self.transaction("open the memory of leases", |spi| {
+            relation = heap::relation_oid(c"lease").to_u32();
             let run = store::run();
             spi.write(
                 c"INSERT INTO coord.lease_memory AS m (memory, predecessor_was_closed)
@@ -119,7 +136,7 @@ impl Keeper {
             Ok(())
         });
         if self.is_open {
-            memory::open();
+            memory::open(relation);
         }
     }
 
@@ -189,10 +206,16 @@ impl Keeper {
             });
             Ok(())
         });
-        if is_told && seen.is_some() {
+        if is_told {
             self.told = seen;
         }
     }
+}
+
+/// Whether the extension is there, in a version that has leases.
+fn are_there_leases(spi: &Session) -> bool {
+    let found = spi.read(c"SELECT to_regclass('coord.lease_memory') IS NOT NULL", &[]);
+    found.get(0, 0).unwrap_or(false)
 }
 
 fn notify(spi: &Session, before: &str) {
@@ -244,13 +267,7 @@ pub fn close(run: Runner) {
     memory::close();
     memory::put_back_interrupted();
     let keeper = Keeper::new(run);
-    let mut is_there = false;
-    keeper.transaction("look for leases", |spi| {
-        let found = spi.read(c"SELECT to_regclass('coord.lease_memory') IS NOT NULL", &[]);
-        is_there = found.get(0, 0).unwrap_or(false);
-        Ok(())
-    });
-    if !is_there || !keeper.write_back(Extent::All) {
+    if !keeper.write_back(Extent::All) {
         return;
     }
     keeper.transaction("close the memory of leases", |spi| {
