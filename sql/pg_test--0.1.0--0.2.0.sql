@@ -203,12 +203,16 @@ COMMENT ON COLUMN lease.request_id IS 'request that the grant answered';
 CREATE TABLE lease_memory (
   memory timestamptz NOT NULL,
   predecessor_was_closed boolean NOT NULL,
-  is_closed boolean NOT NULL DEFAULT false
+  predecessor_stepped bigint NOT NULL,
+  is_closed boolean NOT NULL DEFAULT false,
+  stepped bigint NOT NULL DEFAULT 0
 );
 COMMENT ON TABLE lease_memory IS 'the shared memory that renewals were last kept in; one row';
 COMMENT ON COLUMN lease_memory.memory IS 'since when it exists';
 COMMENT ON COLUMN lease_memory.predecessor_was_closed IS 'the one before it was written back in full';
+COMMENT ON COLUMN lease_memory.predecessor_stepped IS 'by how many microseconds the wall clock had been stepped while that one existed';
 COMMENT ON COLUMN lease_memory.is_closed IS 'it has been written back in full';
+COMMENT ON COLUMN lease_memory.stepped IS 'by how many microseconds the wall clock has been stepped while it existed, as of the close';
 CREATE UNIQUE INDEX lease_memory_one ON lease_memory ((true));
 
 CREATE TABLE lease_history (
@@ -331,11 +335,11 @@ CREATE FUNCTION lease_blocker(resource text) RETURNS TABLE (is_acquirer boolean,
   BEGIN ATOMIC
     SELECT DISTINCT k.kind = 3 OR k.mode = 'AccessExclusiveLock', k.pid, k.prepared
       FROM coord.lease_locker k, coord.lease_lock($1) t
-     WHERE k.granted AND k.pid IS DISTINCT FROM pg_backend_pid()
+     WHERE k.granted AND k.pid IS DISTINCT FROM pg_backend_pid() AND k.pid IS DISTINCT FROM coord.gossip_worker()
        AND (k.kind IN (1, 3) AND k.classid = t.classid AND k.objid = t.objid OR k.kind = 2 AND k.mode = 'ShareLock')
      ORDER BY 2, 3, 1;
   END;
-COMMENT ON FUNCTION lease_blocker(text) IS 'sessions and prepared transactions that a takeover of the lease waits for';
+COMMENT ON FUNCTION lease_blocker(text) IS 'sessions and prepared transactions that a takeover of the lease waits for, but for the worker, which writes back renewals in a moment';
 
 -- What a session may not terminate, it is not asked to.
 CREATE FUNCTION lease_writers_terminate(resource text) RETURNS bigint

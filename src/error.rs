@@ -377,13 +377,20 @@ pub fn node_left(name: &str) -> Error {
 }
 
 /// A database that runs on a new place, or was just started, and has not heard yet which life it is in.
-pub fn life_unknown() -> Error {
+/// Without preloading there is no worker to ask.
+pub fn life_unknown(is_preloaded: bool) -> Error {
     Error::new(
         SqlState::NotReady,
         "this node does not know yet in which life it is",
     )
-    .detail("Until a peer has confirmed it, an epoch could be granted that an earlier life has granted too.")
-    .hint("Try again once a peer has answered; SELECT * FROM coord.problem says what is missing.")
+    .detail(
+        "Until that is settled, an epoch could be granted that an earlier life has granted too.",
+    )
+    .hint(if is_preloaded {
+        "Try again once a peer has answered; SELECT * FROM coord.problem says what is missing."
+    } else {
+        "A worker settles it: add pg_test to shared_preload_libraries and restart the server."
+    })
 }
 
 /// A lease that somebody else has, or is waiting for.

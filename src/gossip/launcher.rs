@@ -13,6 +13,7 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
 use super::{background, control, statistics};
+use crate::lease::memory;
 
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 const FIRST_DELAY: Duration = Duration::from_secs(1);
@@ -64,6 +65,7 @@ pub extern "C-unwind" fn pg_test_launcher_main(_argument: pg_sys::Datum) {
         );
     }
     control::note_start();
+    memory::note_start();
     control::launcher_is_here();
     for oid in connectable_databases() {
         control::want_worker(oid);

@@ -22,6 +22,9 @@ use crate::spi::{self, Value};
 /// How long sessions that were told to terminate are waited for, at least.
 const TERMINATION: Duration = Duration::from_secs(5);
 
+/// How long the worker may take to write back a renewal.
+const WORKER: Duration = Duration::from_secs(1);
+
 /// How long the end of a lease can go unnoticed that shared memory does not tell.
 const LONGEST_UNTOLD: Duration = Duration::from_secs(1);
 const LONGEST_UNTOLD_WITHOUT_MEMORY: Duration = Duration::from_millis(50);
@@ -180,7 +183,7 @@ fn wait_in_queue(
 ) -> Result<Answer> {
     let queue = Lock::of_queue(wish.resource);
     if !locks.take_within(queue, Mode::Takeover, left(deadline)) {
-        return Ok(Answer::Refused(busy(wish)));
+        return Ok(Answer::Refused(busy(wish, &Blockers::of(wish.resource))));
     }
     loop {
         match judged.decision {
@@ -201,7 +204,13 @@ fn wait_in_queue(
                     .as_ref()
                     .map(|found| memory::pin(found.known()));
                 if !take_over_locks(wish, deadline, locks) {
-                    return Ok(Answer::Refused(busy(wish)));
+                    let blockers = Blockers::of(wish.resource);
+                    // Nobody but the worker, which is done in a moment, or not even that any more.
+                    let is_free = blockers.is_empty()
+                        && take_over_locks(wish, Instant::now() + WORKER, locks);
+                    if !is_free {
+                        return Ok(Answer::Refused(busy(wish, &blockers)));
+                    }
                 }
                 if let Some(grant) = take_over(wish)? {
                     return Ok(Answer::Granted(grant));
@@ -248,17 +257,19 @@ fn terminate_writers(resource: &str) {
 }
 
 /// Why the lease cannot change its holder: who is in the way.
-fn busy(wish: &Wish) -> Error {
-    let (writers, acquirers) = blockers(wish.resource);
+fn busy(wish: &Wish, blockers: &Blockers) -> Error {
     let named = |what: &str, names: &[String]| {
         (!names.is_empty()).then(|| format!("{what}: {}.", names.join(", ")))
     };
     let details = [
-        named("In flight with writes under it, or ending it", &writers),
-        named("Being acquired by", &acquirers),
+        named(
+            "In flight with writes under it, or ending it",
+            &blockers.writers,
+        ),
+        named("Being acquired by", &blockers.acquirers),
     ];
     let detail = details.into_iter().flatten().collect::<Vec<_>>().join(" ");
-    let hint = match (writers.is_empty(), wish.terminates_writers) {
+    let hint = match (blockers.writers.is_empty(), wish.terminates_writers) {
         (true, _) => "Wait for your turn with max_wait.",
         (false, false) => "Wait for them with max_wait, or end them with terminate_writers.",
         (false, true) => {
@@ -276,26 +287,41 @@ fn busy(wish: &Wish) -> Error {
     }
 }
 
-/// Who holds a lock that a takeover waits for: writers, or whoever ends or renews the lease; and those
-/// who are about to be granted it.
-fn blockers(resource: &str) -> (Vec<String>, Vec<String>) {
-    spi::connect(|spi| {
-        let rows = spi.read(
-            c"SELECT is_acquirer, pid, prepared FROM coord.lease_blocker($1)",
-            &[Value::Text(Some(resource))],
-        );
-        let name = |row| {
-            rows.get::<String>(row, 2).map_or_else(
-                || format!("process {}", rows.get::<i32>(row, 1).unwrap_or_default()),
-                |prepared| format!("prepared transaction \"{prepared}\""),
-            )
-        };
-        let of = |is_acquirer| {
-            let mine = (0..rows.len()).filter(|row| rows.get::<bool>(*row, 0) == Some(is_acquirer));
-            mine.map(name).collect()
-        };
-        (of(false), of(true))
-    })
+/// Who holds a lock that a takeover waits for.
+struct Blockers {
+    /// Transactions in flight with writes under the lease, or that end or renew it.
+    writers: Vec<String>,
+    acquirers: Vec<String>,
+}
+
+impl Blockers {
+    fn of(resource: &str) -> Self {
+        spi::connect(|spi| {
+            let rows = spi.read(
+                c"SELECT is_acquirer, pid, prepared FROM coord.lease_blocker($1)",
+                &[Value::Text(Some(resource))],
+            );
+            let name = |row| {
+                rows.get::<String>(row, 2).map_or_else(
+                    || format!("process {}", rows.get::<i32>(row, 1).unwrap_or_default()),
+                    |prepared| format!("prepared transaction \"{prepared}\""),
+                )
+            };
+            let of = |is_acquirer| {
+                let mine =
+                    (0..rows.len()).filter(|row| rows.get::<bool>(*row, 0) == Some(is_acquirer));
+                mine.map(name).collect()
+            };
+            Self {
+                writers: of(false),
+                acquirers: of(true),
+            }
+        })
+    }
+
+    fn is_empty(&self) -> bool {
+        self.writers.is_empty() && self.acquirers.is_empty()
+    }
 }
 
 /// Waits until the lease may have ended, or the time is up. The caller is at the head of the queue.

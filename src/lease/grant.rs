@@ -179,22 +179,35 @@ pub struct Stored {
     pub memory: i64,
 }
 
-/// One run of shared memory: since when it exists, and whether the one before it was written back in
-/// full before it ended.
+/// How the shared memory before this one ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Predecessor {
+    /// Written back in full; the wall clock had been stepped by so much meanwhile.
+    Closed { stepped: i64 },
+    /// Renewals may have been lost.
+    Lost,
+}
+
+/// One run of shared memory.
 #[derive(Clone, Copy, Debug)]
 pub struct Run {
+    /// Since when it exists; it also names it.
     pub memory: i64,
-    pub predecessor_was_closed: bool,
+    /// Since when the server can grant leases: a standby exists long before.
+    pub start: i64,
+    pub predecessor: Predecessor,
 }
 
 impl Stored {
     /// When a lease expires whose expiry is not in shared memory. Renewals that an unclean end lost
     /// may have gone up to that end, each for no longer than its ttl.
     pub fn expiry(self, run: Run) -> i64 {
-        if self.memory == run.memory || run.predecessor_was_closed {
-            self.expires_at
-        } else {
-            self.expires_at.max(run.memory.saturating_add(self.ttl))
+        if self.memory == run.memory {
+            return self.expires_at;
+        }
+        match run.predecessor {
+            Predecessor::Closed { stepped } => self.expires_at.saturating_add(stepped),
+            Predecessor::Lost => self.expires_at.max(run.start.saturating_add(self.ttl)),
         }
     }
 }
@@ -359,14 +372,34 @@ mod tests {
             ttl: 300,
             memory: 10,
         };
-        let run = |memory, predecessor_was_closed| Run {
+        let run = |memory, start, predecessor| Run {
             memory,
-            predecessor_was_closed,
+            start,
+            predecessor,
         };
-        assert_eq!(stored.expiry(run(10, false)), 1_000);
-        assert_eq!(stored.expiry(run(2_000, true)), 1_000);
-        assert_eq!(stored.expiry(run(2_000, false)), 2_300);
-        assert_eq!(stored.expiry(run(500, false)), 1_000);
+        let closed = Predecessor::Closed { stepped: 0 };
+        assert_eq!(stored.expiry(run(10, 10, Predecessor::Lost)), 1_000);
+        assert_eq!(stored.expiry(run(2_000, 2_000, closed)), 1_000);
+        assert_eq!(stored.expiry(run(2_000, 2_000, Predecessor::Lost)), 2_300);
+        assert_eq!(stored.expiry(run(500, 500, Predecessor::Lost)), 1_000);
+        // A standby that has existed for long is promoted.
+        assert_eq!(stored.expiry(run(500, 2_000, Predecessor::Lost)), 2_300);
+    }
+
+    #[test]
+    fn a_step_of_the_wall_clock_is_carried_over() {
+        let stored = Stored {
+            expires_at: 1_000,
+            ttl: 300,
+            memory: 10,
+        };
+        let run = |memory| Run {
+            memory,
+            start: memory,
+            predecessor: Predecessor::Closed { stepped: -600 },
+        };
+        assert_eq!(stored.expiry(run(20)), 400);
+        assert_eq!(stored.expiry(run(10)), 1_000);
     }
 
     #[test]

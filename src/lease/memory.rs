@@ -19,6 +19,7 @@ use pgrx::prelude::*;
 use pgrx::{PgLwLock, pg_shmem_init, pg_sys};
 
 use super::clock::{self, Anchor};
+use super::grant::Predecessor;
 use crate::{guc, is_preloaded};
 
 /// Entries that one lease can be in.
@@ -193,8 +194,11 @@ struct Database {
     /// The oid of the table of leases whose renewals may stay in memory, because it says so itself and a
     /// crash would be noticed; 0 for none. DROP EXTENSION and CREATE EXTENSION make another table.
     open_for: AtomicU32,
-    /// What the table says of the memory before this one; 0 until somebody has looked.
+    /// What the table says of the memory before this one: 0 until somebody has looked, 1 for closed, 2 for
+    /// lost.
     predecessor: AtomicU8,
+    /// Of a closed one, by how much the wall clock was stepped.
+    stepped: AtomicI64,
     /// A change of holder that the worker has not told yet.
     is_changed: AtomicBool,
     /// An entry is to be written at once.
@@ -206,6 +210,8 @@ struct Database {
 #[repr(C)]
 struct Header {
     anchor: Anchor,
+    /// 0 until the launcher has begun.
+    start: AtomicI64,
     databases: [Database; MAX_DATABASES],
     entries: usize,
 }
@@ -361,17 +367,52 @@ pub fn since() -> i64 {
     header().map_or(unsafe { pg_sys::PgStartTime }, |header| header.anchor.wall)
 }
 
-/// Whether the memory before this one was closed, if somebody has found out already.
-pub fn predecessor_was_closed() -> Option<bool> {
-    match database()?.predecessor.load(Ordering::Acquire) {
-        0 => None,
-        answer => Some(answer == 1),
+/// Since when this server can grant leases; None as long as nobody has noted it.
+pub fn start() -> Option<i64> {
+    let Some(header) = header() else {
+        // SAFETY: a plain getter.
+        return Some(unsafe { pg_sys::PgStartTime });
+    };
+    let start = header.start.load(Ordering::Acquire);
+    (start != 0).then_some(start)
+}
+
+/// Called by the launcher, which begins once recovery has ended, and again if it crashed.
+pub fn note_start() {
+    if let Some(header) = header() {
+        let now = header.anchor.at(clock::monotonic());
+        let _ = header
+            .start
+            .compare_exchange(0, now, Ordering::AcqRel, Ordering::Acquire);
     }
 }
 
-pub fn note_predecessor(was_closed: bool) {
+/// How the memory before this one ended, if somebody has found out already.
+pub fn predecessor() -> Option<Predecessor> {
+    let here = database()?;
+    match here.predecessor.load(Ordering::Acquire) {
+        0 => None,
+        1 => Some(Predecessor::Closed {
+            stepped: here.stepped.load(Ordering::Acquire),
+        }),
+        _ => Some(Predecessor::Lost),
+    }
+}
+
+/// On a standby nothing is noted: its primary goes on.
+pub fn note_predecessor(predecessor: Predecessor) {
+    // SAFETY: a plain getter.
+    if unsafe { pg_sys::RecoveryInProgress() } {
+        return;
+    }
     if let Some(here) = database() {
-        let answer = if was_closed { 1 } else { 2 };
+        let answer = match predecessor {
+            Predecessor::Closed { stepped } => {
+                here.stepped.store(stepped, Ordering::Release);
+                1
+            }
+            Predecessor::Lost => 2,
+        };
         here.predecessor.store(answer, Ordering::Release);
     }
 }
@@ -617,6 +658,7 @@ pub struct Unwritten {
     pub epoch: i64,
     pub expires_at: i64,
     pub ttl: i64,
+    level: u8,
     entry: &'static Entry,
 }
 
@@ -633,7 +675,10 @@ impl Unwritten {
 
     /// It could not be written after all.
     pub fn put_back(&self) {
-        self.entry.to_write.fetch_max(DIRTY, Ordering::AcqRel);
+        self.entry.to_write.fetch_max(self.level, Ordering::AcqRel);
+        if self.level == URGENT {
+            tell_worker(|here| &here.is_urgent);
+        }
     }
 }
 
@@ -664,8 +709,9 @@ pub fn take_unwritten(extent: Extent, limit: usize) -> Vec<Unwritten> {
     });
     let unwritten = dirty.take(limit).map(|entry| {
         // Before the values are read: a renewal after this is written the next time.
-        entry.to_write.store(WRITING, Ordering::Release);
+        let level = entry.to_write.swap(WRITING, Ordering::AcqRel);
         Unwritten {
+            level,
             lease_id: entry.lease_id.load(Ordering::Acquire),
             epoch: entry.epoch.load(Ordering::Acquire),
             expires_at: expiry(entry.word.load(Ordering::Acquire)),

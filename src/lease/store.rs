@@ -3,11 +3,11 @@
 use pgrx::prelude::*;
 use pgrx::{IntoDatum, pg_sys};
 
-use super::grant::{Ended, Lease, Run, Stored};
+use super::grant::{Ended, Lease, Predecessor, Run, Stored};
 use super::memory::{self, Key, Known};
 use crate::error::{self, Result};
 use crate::heap::{self, Access, Latest, Row, Table};
-use crate::{guc, node};
+use crate::{guc, is_preloaded, node};
 
 /// The lease clock, which a test may have set ahead or back.
 pub fn now() -> i64 {
@@ -123,32 +123,49 @@ pub fn expires_at(key: Key, epoch: i64, stored: Stored) -> i64 {
 
 /// This run of shared memory, and how the one before it ended.
 pub fn run() -> Run {
-    let predecessor_was_closed = memory::predecessor_was_closed().unwrap_or_else(|| {
-        let was_closed = read_predecessor();
-        memory::note_predecessor(was_closed);
-        was_closed
+    let predecessor = memory::predecessor().unwrap_or_else(|| {
+        let found = read_predecessor();
+        memory::note_predecessor(found);
+        found
     });
     Run {
         memory: memory::since(),
-        predecessor_was_closed,
+        // Not noted yet: the server has just begun.
+        start: memory::start().unwrap_or_else(memory::clock_now),
+        predecessor,
     }
 }
 
-/// Whether the memory before this one was written back in full, by the one row that says so. Where
-/// there is none, no renewal was ever kept in memory alone.
-fn read_predecessor() -> bool {
+/// How the memory before this one ended, by the one row that says so. Where there is none, no renewal
+/// was ever kept in memory alone.
+fn read_predecessor() -> Predecessor {
     let table = Table::open(c"lease_memory", Access::Read);
-    let mut was_closed = true;
+    let mut found = Predecessor::Closed { stepped: 0 };
     table.scan(&Latest::take(), None, &[], |row| {
-        let values = row.values::<3>();
+        let values = row.values::<5>();
         // SAFETY: the types are those of sql/lease.sql.
-        was_closed = unsafe {
-            let is_this = values.get::<i64>(0) == Some(memory::since());
-            values.get(if is_this { 1 } else { 2 }).unwrap_or(false)
+        let (memory, closed, stepped) = unsafe {
+            let memory = values.get::<i64>(0);
+            let (closed, stepped) = if memory == Some(memory::since()) {
+                (1, 2)
+            } else {
+                (3, 4)
+            };
+            (
+                memory,
+                values.get::<bool>(closed),
+                values.get::<i64>(stepped),
+            )
         };
+        if memory.is_some() {
+            found = match (closed, stepped) {
+                (Some(true), Some(stepped)) => Predecessor::Closed { stepped },
+                _ => Predecessor::Lost,
+            };
+        }
         true
     });
-    was_closed
+    found
 }
 
 const INDEX: &std::ffi::CStr = c"lease_pkey";
@@ -294,7 +311,7 @@ pub fn incarnation(seen: &Latest) -> Result<i64> {
             .is_some_and(|(place, started)| node::sql::life_is_confirmed(place, started));
         found = match incarnation {
             Some(incarnation) if is_confirmed => Ok(incarnation),
-            _ => Err(error::life_unknown()),
+            _ => Err(error::life_unknown(is_preloaded())),
         };
         false
     });

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use pgrx::pg_sys;
 
+use super::grant::{Predecessor, Run};
+use super::lock::{Lock, Mode};
 use super::memory::{self, Extent, Unwritten};
 use super::store;
 use crate::error::Result;
@@ -25,8 +27,8 @@ const BREATH: Duration = Duration::from_millis(20);
 /// no leases.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Leases written back in one transaction.
-const BATCH: usize = 1_000;
+/// Leases written back in one transaction, which holds a lock of each.
+const BATCH: usize = 200;
 
 /// Lines of history deleted in one transaction.
 const DELETED: i64 = 10_000;
@@ -114,22 +116,32 @@ impl Keeper {
         outcome.is_ok() && is_there
     }
 
-    /// First the table says, on disk, that renewals stay in memory; then they may.
+    /// First the table says, on disk, that renewals stay in memory; then they may. What the end of the
+    /// memory before means for each lease is written down, so that the end of this one need not know.
     fn open(&mut self) {
         let mut relation = 0;
         self.is_open = self.transaction("open the memory of leases", |spi| {
             relation = heap::relation_oid(c"lease").to_u32();
             let run = store::run();
+            if run.predecessor != (Predecessor::Closed { stepped: 0 }) {
+                settle(spi, run);
+            }
+            let (was_closed, stepped) = match run.predecessor {
+                Predecessor::Closed { stepped } => (true, stepped),
+                Predecessor::Lost => (false, 0),
+            };
             spi.write(
-                c"INSERT INTO coord.lease_memory AS m (memory, predecessor_was_closed)
-                  VALUES ('2000-01-01 00:00:00+00'::timestamptz + $1 * interval '1 microsecond', $2)
+                c"INSERT INTO coord.lease_memory AS m (memory, predecessor_was_closed, predecessor_stepped)
+                  VALUES ('2000-01-01 00:00:00+00'::timestamptz + $1 * interval '1 microsecond', $2, $3)
                   ON CONFLICT ((true)) DO UPDATE
                      SET memory = excluded.memory,
                          predecessor_was_closed = excluded.predecessor_was_closed,
-                         is_closed = false",
+                         predecessor_stepped = excluded.predecessor_stepped,
+                         is_closed = false, stepped = 0",
                 &[
                     Value::Int(run.memory),
-                    Value::Bool(run.predecessor_was_closed),
+                    Value::Bool(was_closed),
+                    Value::Int(stepped),
                 ],
             );
             force_to_disk();
@@ -233,27 +245,66 @@ fn notify(spi: &Session, before: &str) {
     );
 }
 
-/// Writes those whose rows no transaction holds, and says which.
+/// Gives every lease the expiry that it has in this run. The lock of the table keeps out whoever would
+/// change a row meanwhile; it is not waited for long, because they wait behind it.
+fn settle(spi: &Session, run: Run) {
+    spi.read(c"SELECT set_config('lock_timeout', '100ms', true)", &[]);
+    spi.write(c"LOCK TABLE coord.lease IN SHARE ROW EXCLUSIVE MODE", &[]);
+    let (start, stepped) = match run.predecessor {
+        Predecessor::Closed { stepped } => (None, stepped),
+        Predecessor::Lost => (Some(run.start.to_string()), 0),
+    };
+    spi.write(
+        c"UPDATE coord.lease l
+             SET expires_at = greatest(l.expires_at + $2 * interval '1 microsecond',
+                                       '2000-01-01 00:00:00+00'::timestamptz + $3::bigint * interval '1 microsecond' + l.ttl),
+                 memory = r.memory
+            FROM (SELECT '2000-01-01 00:00:00+00'::timestamptz + $1 * interval '1 microsecond' AS memory) r
+           WHERE l.ended IS NULL AND l.memory <> r.memory",
+        &[
+            Value::Int(run.memory),
+            Value::Int(stepped),
+            Value::Text(start.as_deref()),
+        ],
+    );
+}
+
+/// Writes those that nobody is changing, and says which. The lock of the lease keeps everybody else from
+/// changing its row, for a moment; whoever acquires it waits for that.
 fn write(spi: &Session, unwritten: &[Unwritten]) -> HashSet<i64> {
     let numbers = |number: fn(&Unwritten) -> i64| unwritten.iter().map(number).collect::<Vec<_>>();
+    let identifiers = numbers(|lease| lease.lease_id);
+    let named = spi.read(
+        c"SELECT lease_id, resource FROM coord.lease WHERE lease_id = ANY ($1)",
+        &[Value::Ints(&identifiers)],
+    );
+    let is_locked = |row: &usize| {
+        let resource = named.get::<String>(*row, 1).unwrap_or_default();
+        Lock::of_lease(&resource).try_take(Mode::Change)
+    };
+    let locked: Vec<i64> = (0..named.len())
+        .filter(is_locked)
+        .filter_map(|row| named.get(row, 0))
+        .collect();
     let rows = spi.write(
         c"UPDATE coord.lease l
              SET expires_at = '2000-01-01 00:00:00+00'::timestamptz + w.expires_at * interval '1 microsecond',
                  ttl = greatest(l.ttl, w.ttl * interval '1 microsecond'),
                  memory = '2000-01-01 00:00:00+00'::timestamptz + $5 * interval '1 microsecond'
             FROM unnest($1, $2, $3, $4) w (lease_id, epoch, expires_at, ttl)
-           WHERE l.resource IN (SELECT k.resource FROM coord.lease k
-                                 WHERE k.lease_id = ANY ($1) FOR UPDATE SKIP LOCKED)
-             AND l.lease_id = w.lease_id AND l.epoch = w.epoch
+           WHERE l.lease_id = ANY ($6) AND l.lease_id = w.lease_id AND l.epoch = w.epoch
           RETURNING l.lease_id",
         &[
-            Value::Ints(&numbers(|lease| lease.lease_id)),
+            Value::Ints(&identifiers),
             Value::Ints(&numbers(|lease| lease.epoch)),
             Value::Ints(&numbers(|lease| lease.expires_at)),
             Value::Ints(&numbers(|lease| lease.ttl)),
             Value::Int(memory::since()),
+            Value::Ints(&locked),
         ],
     );
+    // A longer ttl is a promise that a crash must not break.
+    force_to_disk();
     (0..rows.len()).filter_map(|row| rows.get(row, 0)).collect()
 }
 
@@ -272,17 +323,13 @@ pub fn close(run: Runner) {
     }
     keeper.transaction("close the memory of leases", |spi| {
         let stepped = memory::clock_stepped();
-        if stepped.abs() > STEP {
-            spi.write(
-                c"UPDATE coord.lease SET expires_at = expires_at + $1 * interval '1 microsecond'
-                   WHERE ended IS NULL",
-                &[Value::Int(stepped)],
-            );
-        }
         spi.write(
-            c"UPDATE coord.lease_memory SET is_closed = true
+            c"UPDATE coord.lease_memory SET is_closed = true, stepped = $2
                WHERE memory = '2000-01-01 00:00:00+00'::timestamptz + $1 * interval '1 microsecond'",
-            &[Value::Int(memory::since())],
+            &[
+                Value::Int(memory::since()),
+                Value::Int(if stepped.abs() > STEP { stepped } else { 0 }),
+            ],
         );
         force_to_disk();
         Ok(())
