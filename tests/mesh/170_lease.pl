@@ -223,6 +223,23 @@ $mesh->sql('a', 'BEGIN;' . acquire('news', 'c', '10 min') . '; ROLLBACK;' . acqu
 is(hear(1), 'granted news d 3', 'not of a grant that rolled back');
 $listener->quit;
 
+# ---- a longer ttl while another transaction has the row: the worker comes back to it
+
+$mesh->sql('a', acquire($_, 'a', '1 min')) foreach 'row in use', 'first', 'second';
+$session = session($mesh->node('a'));
+answer($session, q{BEGIN; SELECT coord.lease_release('row in use', 'a', 1);});
+$mesh->sql('a', renew('row in use', 'a', 1, '1 h'));
+my $ttl = q{SELECT ttl FROM coord.lease WHERE resource = '%s'};
+# What comes later and gets there shows that the worker has been at it.
+$mesh->sql('a', renew('first', 'a', 1, '1 h'));
+$mesh->wait_for('a', sprintf($ttl, 'first'), '01:00:00');
+is($mesh->sql('a', sprintf $ttl, 'row in use'), '00:01:00', 'the row of a lease that is being released is not waited for');
+answer($session, 'ROLLBACK;');
+$session->quit;
+$mesh->sql('a', renew('second', 'a', 1, '1 h'));
+$mesh->wait_for('a', sprintf($ttl, 'second'), '01:00:00');
+$mesh->wait_for('a', sprintf($ttl, 'row in use'), '01:00:00', 'after its rollback the longer ttl gets there as soon as others', timeout => 10);
+
 # ---- the worker is another one while a change of a lease is in flight
 
 $mesh->sql('a', acquire('in flight', 'a', '10 min'));
