@@ -271,6 +271,15 @@ like(refusal($mesh->node('a'), renew('again', 'a', 2, '10 min')), qr/^55000: lea
 	'and the old holder is refused');
 is($mesh->sql('a', renew('again', 'b', 1, '10 min') . ' > 0'), 't', 'the new one renews');
 
+# Before the worker has noticed, the new table says nothing of the memory that renewals stay in.
+stop_and_wait($mesh->sql('a', q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'pg_test worker'}));
+$mesh->sql('a', q{DROP EXTENSION pg_test CASCADE; CREATE EXTENSION pg_test; SELECT coord.node_init('a')});
+$mesh->sql('a', ahead(-3600) . acquire('early', 'a', '10 min'));
+$renewed = $mesh->sql('a', renew('early', 'a', 1, '10 min'));
+$mesh->crash('a');
+$mesh->restart_after_kill('a');
+cmp_ok($mesh->sql('a', effective('early')), '>=', $renewed, 'a lease renewed at once after CREATE EXTENSION is held as long, after a crash too');
+
 unlike(PostgreSQL::Test::Utils::slurp_file($mesh->node('a')->logfile), qr/PANIC|panicked|terminated by signal (?!9)/, 'nothing crashed by itself');
 
 done_testing();

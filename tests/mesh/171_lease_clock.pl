@@ -4,7 +4,7 @@
 use strict;
 use warnings;
 
-use PgTest::Lease qw(ahead refusal wait_until);
+use PgTest::Lease qw(ahead refusal);
 use PgTest::Mesh;
 use PostgreSQL::Test::Utils ();
 use Test::More;

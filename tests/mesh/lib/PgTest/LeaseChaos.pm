@@ -21,7 +21,7 @@ package PgTest::LeaseChaos;
 use strict;
 use warnings;
 
-use List::Util qw(max min sum0);
+use List::Util qw(min sum0);
 use POSIX ();
 use PostgreSQL::Test::Utils ();
 use Test::More;
