@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The long runs: the simulator over many more rounds and in large meshes, the tests of tests/soak, and
-# the mesh tests that kill and cut, again and again. ROUNDS, SECONDS_STARVED and REPEATS set the size.
+# the mesh tests that kill and cut, again and again. ROUNDS, SECONDS_STARVED, LEASE_ROUNDS,
+# LEASE_KILLS and REPEATS set the size.
 set -euo pipefail
 # shellcheck source=tests/tools/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -20,7 +21,7 @@ SIMULATION_ROUNDS=$rounds simulate scenario::random_scenarios_hold
 note "large simulated meshes"
 simulate scale::time_grows_with_the_logarithm_of_a_large_mesh --ignored
 
-note "who is alive, and what an idle mesh costs"
+note "who is alive, what an idle mesh costs, and leases under kills"
 STAGES=soak tests/tools/test.sh
 
 note "mesh tests with kills and partitions, $repeats times"

@@ -342,6 +342,23 @@ sub kill9
 	return;
 }
 
+=head2 crash($name)
+
+Kills every process of the node at once, so that none can still tidy up, as children of a postmaster do
+that was killed alone.
+
+=cut
+
+sub crash
+{
+	my ($self, $name) = @_;
+	$self->suspend($name);
+	my ($postmaster, @children) = $self->_processes($name);
+	kill 'KILL', $_ foreach @children;
+	$self->kill9($name);
+	return;
+}
+
 =head2 suspend($name), resume($name)
 
 Stops every process of the node with SIGSTOP, as a machine does that is paused; lets them go on.
