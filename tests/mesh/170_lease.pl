@@ -108,9 +108,11 @@ like(refusal($mesh->node('a'), acquire('unwritten', 'b', '10 min')), qr/^55P03: 
 is($mesh->sql('a', state('expired')), 'held a 1', 'so does one that had expired: it might have been renewed');
 is($mesh->sql('a', state('released')), 'free a 1', 'one that was released is free');
 wait_for_memory('a');
-my $since = q{SELECT extract(epoch FROM memory + interval '%s') FROM coord.lease_memory};
-is($mesh->sql('a', effective('expired')), $mesh->sql('a', sprintf $since, '10 min'), 'held for its ttl from the start');
-is($mesh->sql('a', effective('longer')), $mesh->sql('a', sprintf $since, '1 h'), 'the longer ttl where it was renewed to that');
+# From the start, which lies between the making of the memory and now.
+my $from_start = q{SELECT s.expires_at BETWEEN m.memory + s.ttl AND coord.lease_now() + s.ttl
+	FROM (SELECT expires_at, interval '%2$s' AS ttl FROM coord.lease_status WHERE resource = '%1$s') s, coord.lease_memory m};
+is($mesh->sql('a', sprintf $from_start, 'expired', '10 min'), 't', 'held for its ttl from the start');
+is($mesh->sql('a', sprintf $from_start, 'longer', '1 h'), 't', 'the longer ttl where it was renewed to that');
 my %before = map { $_ => $mesh->sql('a', effective($_)) } 'unwritten', 'expired', 'longer', 'async';
 
 # A clean restart soon after does not take back what the crash has left in doubt.
