@@ -193,7 +193,7 @@ fn wait_in_queue(
             }
             Decision::Held => {
                 if let Some(found) = &judged.found {
-                    wait_for_end(found, deadline);
+                    wait_for_end(wish, found, deadline);
                 }
             }
             Decision::Grant { .. } => {
@@ -203,6 +203,11 @@ fn wait_in_queue(
                     .found
                     .as_ref()
                     .map(|found| memory::pin(found.known()));
+                if !take_over_locks(wish, Instant::now(), locks) {
+                    // Renewals find the entry however long the wait: to make one they would have to wait
+                    // as well.
+                    Leases::open(Access::Read).load(wish.resource);
+                }
                 if !take_over_locks(wish, deadline, locks) {
                     let blockers = Blockers::of(wish.resource);
                     // Nobody but the worker, which is done in a moment, or not even that any more.
@@ -325,14 +330,13 @@ impl Blockers {
 }
 
 /// Waits until the lease may have ended, or the time is up. The caller is at the head of the queue.
-fn wait_for_end(found: &StoredLease, deadline: Instant) {
-    let watching = memory::watch(found.known());
+fn wait_for_end(wish: &Wish, found: &StoredLease, deadline: Instant) {
+    let watching = memory::watch(found.key);
     // It may have ended before somebody knew whom to wake.
-    let mut seen = found.clone();
-    seen.refresh();
-    if seen.lease.expires_at < found.lease.expires_at {
+    let seen = Leases::open(Access::Read).find(wish.resource);
+    let Some(seen) = seen.filter(|seen| seen.lease.is_held(store::now())) else {
         return;
-    }
+    };
     let to_expiry = u64::try_from(seen.lease.expires_at - store::now()).unwrap_or(0);
     let untold = if watching.is_some() {
         LONGEST_UNTOLD

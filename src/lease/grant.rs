@@ -171,7 +171,7 @@ pub fn check_token(lease: Option<&Lease>, epoch: i64, now: i64) -> std::result::
 }
 
 /// An expiry as the table has it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stored {
     pub expires_at: i64,
     pub ttl: i64,

@@ -93,7 +93,8 @@ impl Entry {
 
     fn can_be_replaced(&self) -> bool {
         self.database.load(Ordering::Acquire) == 0
-            || (self.to_write.load(Ordering::Acquire) == CLEAN
+            || ((self.to_write.load(Ordering::Acquire) == CLEAN
+                || self.epoch.load(Ordering::Acquire) == OUTDATED)
                 && self.pins.load(Ordering::Acquire) == 0
                 && !is_taken(self.word.load(Ordering::Acquire)))
     }
@@ -523,29 +524,34 @@ pub fn pin(known: Known) -> Option<Pinned> {
         }
     }
     let _alone = LOCK.exclusive();
-    if !is_open(known.key.relation) {
-        return None;
-    }
-    let database = own_database();
-    let entry = match find(known.key) {
-        Some(entry) => entry,
-        None => {
-            let mut places = bucket(database, known.key).iter();
-            let place = places.find(|entry| entry.can_be_replaced())?;
-            place.relation.store(known.key.relation, Ordering::Release);
-            place.lease_id.store(known.key.lease_id, Ordering::Release);
-            place.epoch.store(OUTDATED, Ordering::Release);
-            place.word.store(0, Ordering::Release);
-            place.pins.store(0, Ordering::Release);
-            place.waiter.store(0, Ordering::Release);
-            place.database.store(database, Ordering::Release);
-            place
-        }
-    };
+    let entry = find_or_make(known.key)?;
     if !entry.is_current(known.epoch) {
         entry.set(known);
     }
     Some(Pinned::new(entry))
+}
+
+/// The entry of a lease, made without knowing anything of it if there is none. Under the lock, exclusively.
+fn find_or_make(key: Key) -> Option<&'static Entry> {
+    if !is_open(key.relation) {
+        return None;
+    }
+    let known = find(key);
+    if known.is_some() {
+        return known;
+    }
+    let database = own_database();
+    let mut places = bucket(database, key).iter();
+    let place = places.find(|entry| entry.can_be_replaced())?;
+    place.relation.store(key.relation, Ordering::Release);
+    place.lease_id.store(key.lease_id, Ordering::Release);
+    place.epoch.store(OUTDATED, Ordering::Release);
+    place.word.store(0, Ordering::Release);
+    place.to_write.store(CLEAN, Ordering::Release);
+    place.pins.store(0, Ordering::Release);
+    place.waiter.store(0, Ordering::Release);
+    place.database.store(database, Ordering::Release);
+    Some(place)
 }
 
 impl Pinned {
@@ -572,23 +578,16 @@ impl Pinned {
         self.entry.wake();
     }
 
-    /// The grant of this epoch ended at `now`, before its time: whoever still goes by its expiry stops.
-    pub fn end(&self, epoch: i64, now: i64) {
-        let mut before = self.entry.word.load(Ordering::Acquire);
-        while self.entry.epoch.load(Ordering::Acquire) == epoch
-            && !is_taken(before)
-            && now < expiry(before)
-        {
-            let after = word(now, false);
-            match self.entry.word.compare_exchange(
-                before,
-                after,
-                Ordering::AcqRel,
-                Ordering::Acquire,
-            ) {
-                Ok(_) => break,
-                Err(newer) => before = newer,
-            }
+    /// The grant of this epoch has ended before its time: whoever still goes by this entry is sent to the
+    /// table, a renewal that has looked there before the end included.
+    pub fn end(&self, epoch: i64) {
+        let ended =
+            self.entry
+                .epoch
+                .compare_exchange(epoch, OUTDATED, Ordering::AcqRel, Ordering::Acquire);
+        if ended.is_ok() {
+            // Another word, so that a renewal between its look at the epoch and its swap fails.
+            self.entry.word.fetch_add(2, Ordering::AcqRel);
         }
         self.entry.wake();
     }
@@ -604,11 +603,20 @@ pub struct Watching {
     entry: &'static Entry,
 }
 
-/// Watches a lease, as [`pin`] finds it. Not pinned: a process that is ended while it waits could not
-/// take the pin back.
-pub fn watch(known: Known) -> Option<Watching> {
-    let pinned = pin(known)?;
-    let entry = pinned.entry;
+/// Watches a lease. None when memory is not open or has no place. Its entry is not pinned: a process that
+/// is ended while it waits could not take the pin back.
+pub fn watch(key: Key) -> Option<Watching> {
+    header()?;
+    let shared = LOCK.share();
+    let known = find(key).filter(|_| is_open(key.relation));
+    drop(shared);
+    let entry = match known {
+        Some(entry) => entry,
+        None => {
+            let _alone = LOCK.exclusive();
+            find_or_make(key)?
+        }
+    };
     entry.waiter.store(own_latch(), Ordering::Release);
     Some(Watching { entry })
 }
@@ -703,7 +711,8 @@ pub fn take_unwritten(extent: Extent, limit: usize) -> Vec<Unwritten> {
     };
     let _shared = LOCK.share();
     let dirty = entries(header).iter().filter(|entry| {
-        entry.to_write.load(Ordering::Acquire) >= level
+        entry.epoch.load(Ordering::Acquire) != OUTDATED
+            && entry.to_write.load(Ordering::Acquire) >= level
             && entry.database.load(Ordering::Acquire) == database
             && !is_taken(entry.word.load(Ordering::Acquire))
     });

@@ -191,6 +191,24 @@ impl Leases {
         ))
     }
 
+    /// Gives a lease its entry in memory, if there is a place. The caller keeps takeovers out. The grant may
+    /// end, or be renewed in the table, at the same time, so the table is asked again: what it said at first
+    /// must not outlive that.
+    pub fn load(&self, resource: &str) -> Option<StoredLease> {
+        let before = self.find(resource)?;
+        let pinned = memory::pin(before.known());
+        let after = self.find(resource);
+        let is_same = after.as_ref().is_some_and(|after| {
+            after.stored == before.stored
+                && (after.lease.epoch, after.lease.ended)
+                    == (before.lease.epoch, before.lease.ended)
+        });
+        if let Some(pinned) = pinned.filter(|_| !is_same) {
+            pinned.end(before.lease.epoch);
+        }
+        after
+    }
+
     /// The row of a resource, to be replaced.
     pub fn find_row(&self, seen: &Latest, resource: &str) -> Option<Row<'_>> {
         self.table.find(seen, INDEX, &[(RESOURCE_NUMBER, resource)])

@@ -86,10 +86,9 @@ fn load(claim: Claim) -> Outcome<bool> {
     if !lock.try_take(Mode::Writer) {
         return Err(Refusal::BeingGranted);
     }
-    let checked = check(Leases::open(Access::Read).find(claim.resource), claim);
-    let is_loaded = checked.map(|found| memory::pin(found.known()).is_some());
+    let checked = check(Leases::open(Access::Read).load(claim.resource), claim);
     lock.release(Mode::Writer);
-    is_loaded
+    checked.map(|found| memory::expires_at(found.key, claim.epoch).is_some())
 }
 
 /// A renewal that is part of the transaction and as durable as it is.

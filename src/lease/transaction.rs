@@ -9,7 +9,7 @@ use pgrx::prelude::*;
 
 use super::memory::{self, Key, Pinned};
 use super::savepoint::Remembered;
-use super::store::{self, StoredLease};
+use super::store::StoredLease;
 use crate::error;
 use crate::varlena;
 
@@ -258,7 +258,7 @@ impl Effect {
             }
             Self::Ended { pinned, epoch } => {
                 if let Some(pinned) = pinned {
-                    pinned.end(epoch, store::now());
+                    pinned.end(epoch);
                 }
                 memory::tell_change();
             }

@@ -123,7 +123,9 @@ impl Keeper {
         self.is_open = self.transaction("open the memory of leases", |spi| {
             relation = heap::relation_oid(c"lease").to_u32();
             let run = store::run();
-            if run.predecessor != (Predecessor::Closed { stepped: 0 }) {
+            let is_settled = run.predecessor == Predecessor::Closed { stepped: 0 }
+                || is_settled_for(spi, run.memory);
+            if !is_settled {
                 settle(spi, run);
             }
             let (was_closed, stepped) = match run.predecessor {
@@ -245,6 +247,16 @@ fn notify(spi: &Session, before: &str) {
     );
 }
 
+/// Whether a worker that has ended since has opened this very memory.
+fn is_settled_for(spi: &Session, memory: i64) -> bool {
+    let found = spi.read(
+        c"SELECT FROM coord.lease_memory
+           WHERE memory = '2000-01-01 00:00:00+00'::timestamptz + $1 * interval '1 microsecond'",
+        &[Value::Int(memory)],
+    );
+    !found.is_empty()
+}
+
 /// Gives every lease the expiry that it has in this run. The lock of the table keeps out whoever would
 /// change a row meanwhile; it is not waited for long, because they wait behind it.
 fn settle(spi: &Session, run: Run) {
@@ -269,7 +281,8 @@ fn settle(spi: &Session, run: Run) {
     );
 }
 
-/// Writes those that nobody is changing, and says which. The lock of the lease keeps everybody else from
+/// Writes those that nobody is changing, and says of which there is nothing left to write: a row of another
+/// epoch, or none, needs nothing. The lock of the lease keeps everybody else from
 /// changing its row, for a moment; whoever acquires it waits for that.
 fn write(spi: &Session, unwritten: &[Unwritten]) -> HashSet<i64> {
     let numbers = |number: fn(&Unwritten) -> i64| unwritten.iter().map(number).collect::<Vec<_>>();
@@ -278,22 +291,24 @@ fn write(spi: &Session, unwritten: &[Unwritten]) -> HashSet<i64> {
         c"SELECT lease_id, resource FROM coord.lease WHERE lease_id = ANY ($1)",
         &[Value::Ints(&identifiers)],
     );
-    let is_locked = |row: &usize| {
-        let resource = named.get::<String>(*row, 1).unwrap_or_default();
-        Lock::of_lease(&resource).try_take(Mode::Change)
-    };
-    let locked: Vec<i64> = (0..named.len())
-        .filter(is_locked)
-        .filter_map(|row| named.get(row, 0))
-        .collect();
-    let rows = spi.write(
+    let mut held = HashSet::new();
+    let mut locked = Vec::new();
+    for row in 0..named.len() {
+        let resource = named.get::<String>(row, 1).unwrap_or_default();
+        let lease_id = named.get::<i64>(row, 0).unwrap_or_default();
+        if Lock::of_lease(&resource).try_take(Mode::Change) {
+            locked.push(lease_id);
+        } else {
+            held.insert(lease_id);
+        }
+    }
+    spi.write(
         c"UPDATE coord.lease l
              SET expires_at = '2000-01-01 00:00:00+00'::timestamptz + w.expires_at * interval '1 microsecond',
                  ttl = greatest(l.ttl, w.ttl * interval '1 microsecond'),
                  memory = '2000-01-01 00:00:00+00'::timestamptz + $5 * interval '1 microsecond'
             FROM unnest($1, $2, $3, $4) w (lease_id, epoch, expires_at, ttl)
-           WHERE l.lease_id = ANY ($6) AND l.lease_id = w.lease_id AND l.epoch = w.epoch
-          RETURNING l.lease_id",
+           WHERE l.lease_id = ANY ($6) AND l.lease_id = w.lease_id AND l.epoch = w.epoch",
         &[
             Value::Ints(&identifiers),
             Value::Ints(&numbers(|lease| lease.epoch)),
@@ -305,7 +320,10 @@ fn write(spi: &Session, unwritten: &[Unwritten]) -> HashSet<i64> {
     );
     // A longer ttl is a promise that a crash must not break.
     force_to_disk();
-    (0..rows.len()).filter_map(|row| rows.get(row, 0)).collect()
+    identifiers
+        .into_iter()
+        .filter(|lease_id| !held.contains(lease_id))
+        .collect()
 }
 
 fn force_to_disk() {
