@@ -9,6 +9,8 @@ mod heap;
 mod history;
 mod lock;
 pub mod memory;
+#[cfg(test)]
+mod model;
 pub mod protection;
 mod savepoint;
 mod sql;
