@@ -359,7 +359,7 @@ fn three_clients() {
 }
 
 #[test]
-#[ignore = "takes minutes"]
+#[ignore = "takes a minute and more"]
 fn two_clients_with_three_changes_in_a_transaction() {
     check(HandOver::<2> {
         most_changes: 3,
@@ -369,7 +369,7 @@ fn two_clients_with_three_changes_in_a_transaction() {
 }
 
 #[test]
-#[ignore = "takes minutes"]
+#[ignore = "takes a minute and more"]
 fn two_clients_and_a_restore_with_savepoints() {
     check(HandOver::<2> {
         has_savepoints: true,
@@ -379,7 +379,6 @@ fn two_clients_and_a_restore_with_savepoints() {
 }
 
 #[test]
-#[ignore = "takes minutes"]
 fn three_clients_and_a_longer_ttl() {
     check(HandOver::<3> {
         ttl: 2,
@@ -388,7 +387,6 @@ fn three_clients_and_a_longer_ttl() {
 }
 
 #[test]
-#[ignore = "takes minutes"]
 fn three_clients_with_savepoints() {
     check(HandOver::<3> {
         has_savepoints: true,
