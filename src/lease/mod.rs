@@ -8,6 +8,8 @@ pub mod grant;
 mod history;
 mod lock;
 pub mod memory;
+#[cfg(test)]
+mod model;
 pub mod protection;
 mod savepoint;
 mod sql;
