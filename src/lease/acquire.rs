@@ -224,6 +224,7 @@ fn wait_in_queue(
                 locks.release_from(kept);
             }
         }
+        pgrx::check_for_interrupts!();
         judged = judge(wish)?;
     }
 }
@@ -399,9 +400,11 @@ fn take_over(wish: &Wish) -> Result<Option<Grant>> {
     };
     let pinned = memory::pin(known);
     let has_ended = before.is_none_or(|lease| lease.ended.is_some());
-    let is_renewed = pinned
-        .as_ref()
-        .is_some_and(|pinned| pinned.take(now, has_ended).is_err());
+    // What an earlier takeover of this transaction has found in memory is no concern of this one.
+    let is_renewed = !transaction::has_taken(known.key)
+        && pinned
+            .as_ref()
+            .is_some_and(|pinned| pinned.take(now, has_ended).is_err());
     if is_renewed {
         return Ok(None);
     }

@@ -182,6 +182,14 @@ pub fn hold_every_lease() {
     with_current(|current| current.holds_every_lease.push(level(), ()));
 }
 
+/// Whether this transaction has taken the lease over already.
+pub fn has_taken(lease: Key) -> bool {
+    with_current(|current| {
+        let mut effects = current.effects.values();
+        effects.any(|effect| matches!(effect, Effect::Granted { key, .. } if *key == lease))
+    })
+}
+
 /// Whether this is the first lease that the transaction acquires or tries to.
 pub fn is_first_acquisition() -> bool {
     with_current(|current| !std::mem::replace(&mut current.has_acquired, true))

@@ -2,6 +2,7 @@
 //! what the table does not know, tells changes of holder, and forgets old history.
 
 use std::collections::HashSet;
+use std::ffi::{CString, c_char};
 use std::time::{Duration, Instant};
 
 use pgrx::pg_sys;
@@ -232,19 +233,46 @@ fn are_there_leases(spi: &Session) -> bool {
     found.get(0, 0).unwrap_or(false)
 }
 
+unsafe extern "C-unwind" {
+    // Exported by every PostgreSQL since 9.0 (src/backend/commands/async.c); not among pgrx's bindings.
+    fn Async_Notify(channel: *const c_char, payload: *const c_char);
+}
+
+/// The payloads are put together here: with the functions of SQL that takes several times as long, and
+/// under load there are thousands in a second.
 fn notify(spi: &Session, before: &str) {
     // Without statistics of a table that has just grown the planner would read all of it.
     spi.read(c"SELECT set_config('enable_seqscan', 'off', true)", &[]);
-    spi.read(
-        c"SELECT pg_notify('coord_lease', json_build_object(
-                   'resource', h.resource, 'event', h.event, 'holder', h.holder, 'epoch', h.epoch,
-                   'expires_at', h.expires_at, 'reason', h.reason)::text)
+    let rows = spi.read(
+        c"SELECT h.resource, h.event, h.holder, h.epoch, h.expires_at::text, h.reason
             FROM coord.lease_history h
            WHERE h.local_xid >= (SELECT pg_snapshot_xmax($1::pg_snapshot))
               OR h.local_xid = ANY (ARRAY(SELECT pg_snapshot_xip($1::pg_snapshot)))
            ORDER BY h.resource, h.epoch, h.event",
         &[Value::Text(Some(before))],
     );
+    for row in 0..rows.len() {
+        let text = |column| rows.get::<String>(row, column);
+        let payload = serde_json::json!({
+            "resource": text(0), "event": text(1), "holder": text(2),
+            "epoch": rows.get::<i64>(row, 3), "expires_at": text(4),
+            "reason": text(5).map(shortened),
+        });
+        if let Ok(payload) = CString::new(payload.to_string()) {
+            // SAFETY: both strings are copied; a transaction is in progress.
+            unsafe {
+                pg_sys::submodules::ffi::pg_guard_ffi_boundary(|| {
+                    Async_Notify(c"coord_lease".as_ptr(), payload.as_ptr());
+                });
+            }
+        }
+    }
+}
+
+/// A payload has less than 8 000 bytes.
+fn shortened(reason: String) -> String {
+    const MOST: usize = 1_000;
+    reason.chars().take(MOST).collect()
 }
 
 /// Whether a worker that has ended since has opened this very memory.

@@ -6,7 +6,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 cd "$root"
 
-readonly rounds=15
+readonly rounds=15 lease_rounds=7
 
 start_node() {
 	port[$1]=$(free_port)
@@ -209,6 +209,103 @@ bench_bytes() {
 	row "10 changed states: bytes sent among 10 000 states against among 10" "$many / $few = $(calc "$many / $few")" "about 1"
 }
 
+# What a user writes without the extension: a table of leases, and a trigger that keeps the lease's row
+# locked until the writer ends.
+make_leases() {
+	sql l "CREATE TABLE bare (resource text PRIMARY KEY, holder text, epoch bigint, expires_at timestamptz) WITH (fillfactor = 70)"
+	sql l "INSERT INTO bare SELECT 'own' || i, 'a', 1, now() + '1 day' FROM generate_series(0, 31) i"
+	sql l "INSERT INTO bare VALUES ('ledger', 'a', 1, now() + '1 day')"
+	sql l "SELECT count(coord.lease_acquire(r, 'a', '1 day')) FROM (SELECT 'own' || i AS r FROM generate_series(0, 31) i) o" >/dev/null
+	sql l "SELECT coord.lease_acquire('ledger', 'a', '1 day')" >/dev/null
+	sql l "SELECT coord.lease_acquire('busy', 'a', '1 day')" >/dev/null
+	local table
+	for table in plain protected by_hand slow; do
+		sql l "CREATE TABLE $table (id int PRIMARY KEY, n int, epoch bigint) WITH (fillfactor = 50)"
+		sql l "INSERT INTO $table SELECT i, 0, 1 FROM generate_series(0, 10000) i"
+	done
+	sql l "SELECT coord.protect_table('protected', 'ledger', epoch_column => 'epoch')" >/dev/null
+	sql l "CREATE FUNCTION by_hand() RETURNS trigger LANGUAGE plpgsql AS \$\$
+		BEGIN
+			PERFORM FROM bare WHERE resource = 'ledger' AND epoch = NEW.epoch AND expires_at > clock_timestamp() FOR SHARE;
+			IF NOT FOUND THEN RAISE check_violation; END IF;
+			RETURN NEW;
+		END \$\$"
+	sql l "CREATE TRIGGER by_hand BEFORE UPDATE ON by_hand FOR EACH ROW EXECUTE FUNCTION by_hand()"
+	sql l "VACUUM ANALYZE"
+}
+
+# pgbench_of SCRIPT CLIENTS SECONDS: transactions a second.
+pgbench_of() {
+	as_server pgbench -n -M prepared -c "$2" -j 2 -T "$3" -f "$lease_scripts/$1.sql" \
+		-h 127.0.0.1 -p "${port[l]}" -U postgres postgres 2>/dev/null | sed -nE 's/^tps = ([0-9.]+) .*/\1/p'
+}
+
+# interleaved CLIENTS SCRIPT…: median of transactions a second, in the array `took`.
+interleaved() {
+	local clients=$1 round script
+	local -A all=()
+	shift
+	for script in "$@"; do pgbench_of "$script" "$clients" 1 >/dev/null; done
+	for ((round = 0; round < lease_rounds; round++)); do
+		for script in "$@"; do all[$script]+="$(pgbench_of "$script" "$clients" 2)"$'\n'; done
+	done
+	for script in "$@"; do took[$script]=$(sed '/^$/d' <<<"${all[$script]}" | median); done
+}
+
+# p99_beside SCRIPT: 99th percentile of a heartbeat, in milliseconds, while 8 clients run the script.
+p99_beside() {
+	local log=$work/heartbeat
+	as_server pgbench -n -c 8 -j 1 -T 4 -f "$lease_scripts/$1.sql" -h 127.0.0.1 -p "${port[l]}" -U postgres postgres >/dev/null 2>&1 &
+	sleep 0.5
+	as_server pgbench -n -M prepared -c 1 -T 3 -R 100 -l --log-prefix="$log" -f "$lease_scripts/heartbeat.sql" \
+		-h 127.0.0.1 -p "${port[l]}" -U postgres postgres >/dev/null 2>&1
+	wait $!
+	awk '{ print $3 / 1000 }' "$log".* | sort -n | awk '{ v[NR] = $1 } END { print v[int(NR * 0.99)] }'
+	as_server bash -c "rm -f '$log'.*"
+}
+
+bench_leases() {
+	local clients before after
+	start_node l
+	wait_for l "coord.lease_memory_is_open()"
+	make_leases
+	lease_scripts=$work/lease
+	as_server mkdir "$lease_scripts"
+	local script
+	# The checkout may lie where the server's user cannot enter.
+	for script in tests/bench/lease/*.sql; do
+		as_server tee "$lease_scripts/$(basename "$script")" <"$script" >/dev/null
+	done
+	for clients in 8 32; do
+		interleaved "$clients" acquire_bare acquire
+		row "\`lease_try_acquire\` of 10 000 resources, $clients clients: against the bare \`INSERT … ON CONFLICT … WHERE\`" \
+			"${took[acquire]} / ${took[acquire_bare]} per s = $(calc "${took[acquire]} / ${took[acquire_bare]}")" "≥ 0.9"
+		interleaved "$clients" hot_bare hot
+		row "… of one hot resource, $clients clients" \
+			"${took[hot]} / ${took[hot_bare]} per s = $(calc "${took[hot]} / ${took[hot_bare]}")" "≥ 0.9"
+		interleaved "$clients" renew_bare renew
+		row "\`lease_renew\`, $clients clients: against a durable \`UPDATE\`" \
+			"${took[renew]} / ${took[renew_bare]} per s = $(calc "${took[renew]} / ${took[renew_bare]}")" "≥ 2.5"
+		interleaved "$clients" update_plain update_protected update_trigger
+		row "\`UPDATE\` of a protected table, $clients clients: against an unprotected one (a PL/pgSQL trigger with \`FOR SHARE\`: $(calc "${took[update_trigger]} / ${took[update_plain]}"))" \
+			"${took[update_protected]} / ${took[update_plain]} per s = $(calc "${took[update_protected]} / ${took[update_plain]}")" "≥ 0.9"
+	done
+	local beside without
+	without=$(p99_beside idle_50ms)
+	beside=$(p99_beside write_50ms)
+	row "heartbeat while 8 writers of 50 ms are in flight under the lease, p99: against 8 that write under none" \
+		"$beside / $without ms = $(calc "$beside / $without")" "≤ 2"
+	local updates="SELECT n_tup_upd FROM pg_stat_all_tables WHERE relid = 'coord.lease'::regclass"
+	local updated
+	updated=$(sql l "$updates")
+	before=$(sql l "SELECT pg_current_wal_insert_lsn()")
+	sql l "SELECT count(coord.lease_renew('own0', 'a', 1, '1 h')) FROM generate_series(1, 100000)" >/dev/null
+	after=$(sql l "SELECT pg_current_wal_insert_lsn()")
+	row "100 000 renewals: bytes of WAL; dead tuples" \
+		"$(sql l "SELECT '$after'::pg_lsn - '$before'::pg_lsn"); $(($(sql l "$updates") - updated))" "0; 0"
+	stop_server l
+}
+
 use_server
 make_workdir
 trap 'stop_all_servers; rm -rf "$work"' EXIT
@@ -220,6 +317,8 @@ while read -r name value; do crate[$name]=$value; done < <("$examples/in_memory"
 for name in a b; do start_node "$name"; done
 
 printf '| what | measured | bar |\n|---|---|---|\n'
+if [[ -z ${BENCH:-} || $BENCH == leases ]]; then bench_leases; fi
+if [[ ${BENCH:-} == leases ]]; then exit; fi
 bench_clocks
 bench_states
 bench_aggregate

@@ -21,6 +21,9 @@ SIMULATION_ROUNDS=$rounds simulate scenario::random_scenarios_hold
 note "large simulated meshes"
 simulate scale::time_grows_with_the_logarithm_of_a_large_mesh --ignored
 
+note "the hand-over of a lease, every interleaving in larger models"
+cargo test --quiet --no-default-features --features "$feature" --lib lease::model -- --ignored --nocapture
+
 note "who is alive, what an idle mesh costs, and leases under kills"
 STAGES=soak tests/tools/test.sh
 

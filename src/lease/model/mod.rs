@@ -387,6 +387,7 @@ fn three_clients_and_a_longer_ttl() {
 }
 
 #[test]
+#[ignore = "takes a minute and more"]
 fn three_clients_with_savepoints() {
     check(HandOver::<3> {
         has_savepoints: true,

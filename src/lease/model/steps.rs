@@ -5,7 +5,7 @@
 use super::state::{Change, Client, Entry, NOW, Row, State, Step, Transaction, Who};
 use super::tenure::ticks;
 use super::{Design, HandOver};
-use crate::lease::grant::{Ended, Lease, Run};
+use crate::lease::grant::{Ended, Lease, Predecessor, Run};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
@@ -130,10 +130,17 @@ impl<const CLIENTS: usize> Steps<CLIENTS> {
     }
 
     pub(super) fn run(&self) -> Run {
+        let is_believed = self.state.predecessor_was_closed
+            || self.model.design == Design::UncleanStartWithoutGrace;
+        let memory = NOW - i64::from(self.state.memory_age);
         Run {
-            memory: NOW - i64::from(self.state.memory_age),
-            predecessor_was_closed: self.state.predecessor_was_closed
-                || self.model.design == Design::UncleanStartWithoutGrace,
+            memory,
+            start: memory,
+            predecessor: if is_believed {
+                Predecessor::Closed { stepped: 0 }
+            } else {
+                Predecessor::Lost
+            },
         }
     }
 

@@ -1,0 +1,1 @@
+SELECT coord.lease_renew('busy', 'a', 1, '1 h');

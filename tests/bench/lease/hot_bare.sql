@@ -1,0 +1,1 @@
+INSERT INTO bare AS l (resource, holder, epoch, expires_at) VALUES ('hot', 'c' || :client_id, 1, clock_timestamp() + interval '1 ms') ON CONFLICT (resource) DO UPDATE SET holder = excluded.holder, epoch = l.epoch + 1, expires_at = excluded.expires_at WHERE l.expires_at <= clock_timestamp() RETURNING epoch, expires_at;

@@ -1,0 +1,4 @@
+BEGIN;
+UPDATE slow SET n = n + 1 WHERE id = :client_id;
+SELECT pg_sleep(0.05);
+COMMIT;
