@@ -223,13 +223,13 @@ CREATE TABLE lease_history (
   recorded_at timestamptz NOT NULL,
   local_xid xid8 NOT NULL,
   expires_at timestamptz,
-  reason text,
-  PRIMARY KEY (local_xid, resource, epoch, event)
+  reason text
 );
 COMMENT ON TABLE lease_history IS 'every grant, release and revocation; kept for coord.lease_history_retention';
 COMMENT ON COLUMN lease_history.expires_at IS 'as granted; renewals are not recorded';
 COMMENT ON COLUMN lease_history.reason IS 'of a revocation';
--- One index, and one that grows at its end: every grant pays for it.
+-- One narrow index that grows at its end: every grant pays for it.
+CREATE INDEX lease_history_local_xid ON lease_history (local_xid);
 
 SELECT pg_catalog.pg_extension_config_dump('lease', '');
 SELECT pg_catalog.pg_extension_config_dump('lease_lease_id_seq', '');

@@ -39,7 +39,8 @@ pub fn wait(readable: Option<RawFd>, timeout: Duration) {
     if readable.is_some() {
         events |= pg_sys::WL_SOCKET_READABLE;
     }
-    let milliseconds = i64::try_from(timeout.as_millis()).unwrap_or(i64::MAX);
+    // A latch waits for whole milliseconds: rounded up, so that the time has passed afterwards.
+    let milliseconds = i64::try_from(timeout.as_micros().div_ceil(1_000)).unwrap_or(i64::MAX);
     // SAFETY: this process's own latch; the descriptor, when given, is open.
     unsafe {
         pg_sys::WaitLatchOrSocket(

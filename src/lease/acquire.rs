@@ -352,10 +352,8 @@ fn wait_for_end(wish: &Wish, found: &StoredLease, deadline: Instant) {
 
 fn wait_for_latch(patience: Duration) {
     let events = pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
-    // A latch waits for whole milliseconds: one more, so that the time has passed afterwards.
-    let milliseconds = i64::try_from(patience.as_millis())
-        .unwrap_or(i64::MAX)
-        .saturating_add(1);
+    // A latch waits for whole milliseconds: rounded up, so that the time has passed afterwards.
+    let milliseconds = i64::try_from(patience.as_micros().div_ceil(1_000)).unwrap_or(i64::MAX);
     // SAFETY: this process's own latch.
     unsafe {
         pg_sys::WaitLatch(

@@ -6,6 +6,7 @@ use std::ffi::{CString, c_char};
 use std::time::{Duration, Instant};
 
 use pgrx::pg_sys;
+use serde::Serialize;
 
 use super::grant::{Predecessor, Run};
 use super::lock::{Lock, Mode};
@@ -233,6 +234,17 @@ fn are_there_leases(spi: &Session) -> bool {
     found.get(0, 0).unwrap_or(false)
 }
 
+/// A line of history as listeners get it.
+#[derive(Serialize)]
+struct Change {
+    resource: Option<String>,
+    event: Option<String>,
+    holder: Option<String>,
+    epoch: Option<i64>,
+    expires_at: Option<String>,
+    reason: Option<String>,
+}
+
 unsafe extern "C-unwind" {
     // Exported by every PostgreSQL since 9.0 (src/backend/commands/async.c); not among pgrx's bindings.
     fn Async_Notify(channel: *const c_char, payload: *const c_char);
@@ -244,7 +256,7 @@ fn notify(spi: &Session, before: &str) {
     // Without statistics of a table that has just grown the planner would read all of it.
     spi.read(c"SELECT set_config('enable_seqscan', 'off', true)", &[]);
     let rows = spi.read(
-        c"SELECT h.resource, h.event, h.holder, h.epoch, h.expires_at::text, h.reason
+        c"SELECT h.resource, h.event, h.holder, h.epoch, to_json(h.expires_at) #>> '{}', h.reason
             FROM coord.lease_history h
            WHERE h.local_xid >= (SELECT pg_snapshot_xmax($1::pg_snapshot))
               OR h.local_xid = ANY (ARRAY(SELECT pg_snapshot_xip($1::pg_snapshot)))
@@ -253,12 +265,16 @@ fn notify(spi: &Session, before: &str) {
     );
     for row in 0..rows.len() {
         let text = |column| rows.get::<String>(row, column);
-        let payload = serde_json::json!({
-            "resource": text(0), "event": text(1), "holder": text(2),
-            "epoch": rows.get::<i64>(row, 3), "expires_at": text(4),
-            "reason": text(5).map(shortened),
-        });
-        if let Ok(payload) = CString::new(payload.to_string()) {
+        let change = Change {
+            resource: text(0),
+            event: text(1),
+            holder: text(2),
+            epoch: rows.get(row, 3),
+            expires_at: text(4),
+            reason: text(5).map(shortened),
+        };
+        let payload = serde_json::to_string(&change).map(CString::new);
+        if let Ok(Ok(payload)) = payload {
             // SAFETY: both strings are copied; a transaction is in progress.
             unsafe {
                 pg_sys::submodules::ffi::pg_guard_ffi_boundary(|| {
