@@ -198,24 +198,8 @@ fn wait_in_queue(
             }
             Decision::Grant { .. } => {
                 let kept = locks.held.len();
-                // Renewals find the entry however long the wait: to make one they would have to wait too.
-                let _ = judged
-                    .found
-                    .as_ref()
-                    .map(|found| memory::pin(found.known()));
-                if !take_over_locks(wish, Instant::now(), locks) {
-                    // Renewals find the entry however long the wait: to make one they would have to wait
-                    // as well.
-                    Leases::open(Access::Read).load(wish.resource);
-                }
-                if !take_over_locks(wish, deadline, locks) {
-                    let blockers = Blockers::of(wish.resource);
-                    // Nobody but the worker, which is done in a moment, or not even that any more.
-                    let is_free = blockers.is_empty()
-                        && take_over_locks(wish, Instant::now() + WORKER, locks);
-                    if !is_free {
-                        return Ok(Answer::Refused(busy(wish, &blockers)));
-                    }
+                if let Err(blockers) = wait_for_writers(wish, deadline, locks) {
+                    return Ok(Answer::Refused(busy(wish, &blockers)));
                 }
                 if let Some(grant) = take_over(wish)? {
                     return Ok(Answer::Granted(grant));
@@ -233,21 +217,35 @@ fn left(deadline: Instant) -> Duration {
     deadline.saturating_duration_since(Instant::now())
 }
 
-/// Waits for the writers in flight, or sends them away.
-fn take_over_locks(wish: &Wish, deadline: Instant, locks: &mut Locks) -> bool {
-    let every = (Lock::OF_EVERY_LEASE, Mode::TakeoverOfOne);
-    let lease = (Lock::of_lease(wish.resource), Mode::Takeover);
-    let mut deadline = deadline;
+/// Takes the locks of a takeover; waits for the writers in flight, or sends them away.
+fn wait_for_writers(
+    wish: &Wish,
+    mut deadline: Instant,
+    locks: &mut Locks,
+) -> std::result::Result<(), Blockers> {
+    if take_over_locks(wish, Instant::now(), locks) {
+        return Ok(());
+    }
+    // Renewals find the entry however long the wait: to make one they would have to wait as well.
+    Leases::open(Access::Read).load(wish.resource);
     if wish.terminates_writers {
-        let is_free = [every, lease]
-            .into_iter()
-            .all(|(lock, mode)| locks.take_within(lock, mode, Duration::ZERO));
-        if is_free {
-            return true;
-        }
         terminate_writers(wish.resource);
         deadline = deadline.max(Instant::now() + TERMINATION);
     }
+    if take_over_locks(wish, deadline, locks) {
+        return Ok(());
+    }
+    let blockers = Blockers::of(wish.resource);
+    // Nobody but the worker, which is done in a moment, or not even that any more.
+    if blockers.is_empty() && take_over_locks(wish, Instant::now() + WORKER, locks) {
+        return Ok(());
+    }
+    Err(blockers)
+}
+
+fn take_over_locks(wish: &Wish, deadline: Instant, locks: &mut Locks) -> bool {
+    let every = (Lock::OF_EVERY_LEASE, Mode::TakeoverOfOne);
+    let lease = (Lock::of_lease(wish.resource), Mode::Takeover);
     [every, lease]
         .into_iter()
         .all(|(lock, mode)| locks.take_within(lock, mode, left(deadline)))
