@@ -6,7 +6,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 cd "$root"
 
-readonly rounds=15 lease_rounds=7
+readonly rounds=15 lease_rounds=${LEASE_ROUNDS:-7}
 
 start_node() {
 	port[$1]=$(free_port)
