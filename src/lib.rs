@@ -14,6 +14,7 @@ pub mod intent;
 pub mod json;
 pub mod lease;
 pub mod node;
+mod process;
 mod spi;
 mod varlena;
 

@@ -13,6 +13,7 @@ use pgrx::pg_sys::pqsignal;
 use pgrx::pg_sys::pqsignal_be as pqsignal;
 use pgrx::prelude::*;
 
+use crate::process;
 use crate::spi::{self, Session};
 
 unsafe extern "C-unwind" {
@@ -39,15 +40,13 @@ pub fn wait(readable: Option<RawFd>, timeout: Duration) {
     if readable.is_some() {
         events |= pg_sys::WL_SOCKET_READABLE;
     }
-    // A latch waits for whole milliseconds: rounded up, so that the time has passed afterwards.
-    let milliseconds = i64::try_from(timeout.as_micros().div_ceil(1_000)).unwrap_or(i64::MAX);
     // SAFETY: this process's own latch; the descriptor, when given, is open.
     unsafe {
         pg_sys::WaitLatchOrSocket(
             pg_sys::MyLatch,
             events.cast_signed(),
             readable.unwrap_or(-1),
-            milliseconds,
+            process::latch_milliseconds(timeout),
             pg_sys::PG_WAIT_EXTENSION,
         );
         pg_sys::ResetLatch(pg_sys::MyLatch);
@@ -109,7 +108,6 @@ pub fn own_xid() -> Option<u64> {
 /// stored is about to be acknowledged to the peer that gave it.
 pub fn flush_at_commit() {
     if own_xid().is_some() {
-        // SAFETY: a flag of the current transaction.
-        unsafe { pg_sys::ForceSyncCommit() };
+        process::force_sync_commit();
     }
 }

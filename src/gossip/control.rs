@@ -10,6 +10,7 @@ use pgrx::prelude::*;
 use pgrx::{PGRXSharedMemory, PgAtomic, pg_shmem_init, pg_sys};
 
 use crate::is_preloaded;
+use crate::process::{own_database, own_latch, set_latch};
 
 /// Databases of one server that can be nodes.
 pub const MAX_DATABASES: usize = 64;
@@ -125,19 +126,6 @@ pub fn database(oid: u32) -> Option<&'static Database> {
             .compare_exchange(0, oid, Ordering::AcqRel, Ordering::Acquire)
             .is_ok()
     })
-}
-
-fn own_latch() -> usize {
-    // SAFETY: the address of this process's latch, which lies in shared memory.
-    unsafe { pg_sys::MyLatch as usize }
-}
-
-fn set_latch(address: usize) {
-    if address != 0 {
-        // SAFETY: the address of a process's latch in shared memory, which stays mapped; waking a
-        // process that has taken over the slot meanwhile does no harm.
-        unsafe { pg_sys::SetLatch(address as *mut pg_sys::Latch) };
-    }
 }
 
 pub fn launcher_is_here() {
@@ -286,8 +274,7 @@ unsafe extern "C-unwind" fn at_transaction_end(
     if event != pg_sys::XactEvent::XACT_EVENT_COMMIT || !(tells || launches) {
         return;
     }
-    // SAFETY: a plain getter.
-    let oid = unsafe { pg_sys::MyDatabaseId }.to_u32();
+    let oid = own_database();
     if launches {
         want_worker(oid);
     }

@@ -4,7 +4,6 @@
 
 use std::sync::atomic::Ordering;
 
-use pgrx::pg_sys;
 
 use super::control;
 use super::statistics::{Contact, all_contacts, contact, with_all_contacts, with_contact};
@@ -12,6 +11,7 @@ use crate::clock::vclock::{self, MAX_COUNTER, Vclock};
 use crate::error::Result;
 use crate::guc;
 use crate::node::detector::{Heartbeats, Liveness, Pulse, SelfDoubt};
+use crate::process;
 
 /// A peer's standing has changed.
 pub struct Change {
@@ -23,8 +23,7 @@ pub struct Change {
 }
 
 fn own_database() -> Option<&'static control::Database> {
-    // SAFETY: a plain getter.
-    control::known_database(unsafe { pg_sys::MyDatabaseId }.to_u32())
+    control::known_database(process::own_database())
 }
 
 /// Microseconds of a clock that all processes share, that never steps, and that stands still while

@@ -17,6 +17,7 @@ use super::{background, control, detector, statistics};
 use crate::error::{self, Error};
 use crate::guc;
 use crate::node::sql as node;
+use crate::process;
 use crate::spi;
 use crate::varlena::SqlResult;
 
@@ -294,6 +295,5 @@ fn life_check<'a>(
 /// The process of this database's worker, when one runs.
 #[pg_extern(sql = false)]
 fn gossip_worker() -> Option<i32> {
-    // SAFETY: a plain getter.
-    control::worker_of(unsafe { pg_sys::MyDatabaseId }.to_u32())
+    control::worker_of(process::own_database())
 }

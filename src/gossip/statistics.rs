@@ -10,6 +10,7 @@ use crate::error::Error;
 use crate::is_preloaded;
 use crate::node::detector::{Liveness, Pulse};
 use crate::node::identity::MAX_NAME_BYTES;
+use crate::process::own_database;
 
 /// Peers of all databases of the server together.
 const SLOTS: usize = 256;
@@ -127,11 +128,6 @@ pub fn register() {
             slots: [Contact::FREE; SLOTS],
         }
     );
-}
-
-fn own_database() -> u32 {
-    // SAFETY: set before any function of this database runs.
-    unsafe { pg_sys::MyDatabaseId }.to_u32()
 }
 
 pub fn now() -> i64 {

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::error::{Error, Result, bad_argument};
+use crate::error::{Result, bad_argument};
 use crate::lease::grant::{Lease, Standing};
 
 /// What a run has come to. A later one counts for more.
@@ -104,11 +104,6 @@ impl Decision {
         };
         json!({"decision": decision, "may_dispatch": *self == Self::Proceed})
     }
-}
-
-/// Refuses a name that is empty or too long.
-pub fn check_name(what: &str, name: &str) -> std::result::Result<(), Error> {
-    crate::lease::grant::check_name(what, name)
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use pgrx::prelude::*;
 
 use super::dispatch::{self, Status};
 use crate::heap::{Access, Latest, Table};
+use crate::lease::grant::check_name;
 use crate::lease::store::{self, Leases};
 use crate::varlena::SqlResult;
 
@@ -27,9 +28,9 @@ fn intent_check(
     status: &str,
     scope: &str,
 ) -> SqlResult<bool> {
-    dispatch::check_name("an agent", agent)?;
-    dispatch::check_name("a run", run_id)?;
-    dispatch::check_name("a holder", holder)?;
+    check_name("an agent", agent)?;
+    check_name("a run", run_id)?;
+    check_name("a holder", holder)?;
     dispatch::check_scope(scope)?;
     Status::parse(status)?;
     let lease = Leases::open(Access::Read).find(agent);

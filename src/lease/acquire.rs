@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use pgrx::pg_sys;
 
-use super::grant::{self, Decision, Ended, Lease, Request};
+use super::grant::{self, Decision, Lease, Request};
 use super::history::{self, Event};
 use super::lock::{Lock, Mode};
 use super::memory::{self, Known};
@@ -17,6 +17,7 @@ use super::store::{self, Leases, StoredLease};
 use super::transaction::{self, Effect};
 use crate::error::{self, Error, Result};
 use crate::heap::{Access, Latest};
+use crate::process;
 use crate::spi::{self, Value};
 
 /// How long sessions that were told to terminate are waited for, at least.
@@ -350,14 +351,12 @@ fn wait_for_end(wish: &Wish, found: &StoredLease, deadline: Instant) {
 
 fn wait_for_latch(patience: Duration) {
     let events = pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
-    // A latch waits for whole milliseconds: rounded up, so that the time has passed afterwards.
-    let milliseconds = i64::try_from(patience.as_micros().div_ceil(1_000)).unwrap_or(i64::MAX);
     // SAFETY: this process's own latch.
     unsafe {
         pg_sys::WaitLatch(
             pg_sys::MyLatch,
             events.cast_signed(),
-            milliseconds,
+            process::latch_milliseconds(patience),
             pg_sys::PG_WAIT_EXTENSION,
         );
         pg_sys::ResetLatch(pg_sys::MyLatch);
@@ -425,36 +424,6 @@ fn take_over(wish: &Wish) -> Result<Option<Grant>> {
         expires_at: lease.expires_at,
     };
     history::record(wish.resource, &lease.holder, epoch, event, None, now);
-    // SAFETY: a flag of the current transaction.
-    unsafe { pg_sys::ForceSyncCommit() };
+    process::force_sync_commit();
     Ok(Some(Grant::of(wish.resource, &lease)))
-}
-
-/// The end of a grant: of its holder's own will, or by an administrator.
-pub fn end(
-    leases: &Leases,
-    resource: &str,
-    found: &StoredLease,
-    ended: Ended,
-    reason: Option<&str>,
-) {
-    let now = store::now();
-    transaction::at_commit(Effect::Ended {
-        pinned: memory::pin(found.known()),
-        epoch: found.lease.epoch,
-    });
-    transaction::forget_admission(resource);
-    leases.store_end(resource, ended, now);
-    let event = match ended {
-        Ended::Released => Event::Released,
-        Ended::Revoked => Event::Revoked,
-    };
-    history::record(
-        resource,
-        &found.lease.holder,
-        found.lease.epoch,
-        event,
-        reason,
-        now,
-    );
 }

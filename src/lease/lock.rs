@@ -14,6 +14,7 @@ use pgrx::pg_sys::panic::CaughtError;
 use pgrx::prelude::*;
 use pgrx::{PgTryBuilder, pg_sys};
 
+use crate::process::own_database;
 use crate::varlena::hash_extended;
 
 /// A transaction that holds some ten thousand locks fills the lock table of the server.
@@ -88,8 +89,7 @@ impl Lock {
     fn tag(self) -> pg_sys::LOCKTAG {
         let (high, low) = self.numbers();
         pg_sys::LOCKTAG {
-            // SAFETY: set before any function of this database runs.
-            locktag_field1: unsafe { pg_sys::MyDatabaseId }.to_u32(),
+            locktag_field1: own_database(),
             locktag_field2: high,
             locktag_field3: low,
             locktag_field4: self.kind,

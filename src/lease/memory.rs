@@ -4,8 +4,8 @@
 //! has the epoch of its row. An entry holds its expiry and one bit in a single word, and whoever
 //! changes it does so by compare-and-swap: a takeover sets the bit while the lease is expired, and a
 //! renewal that comes later finds the bit and is refused, one that came before is found by the
-//! takeover, which judges again. The epoch of an entry is stored before its word, and the word of a
-//! new grant is above that of every earlier one, so an unchanged word has an unchanged epoch.
+//! takeover, which judges again. The epoch of an entry is stored before its word, and a new grant brings
+//! another expiry and so another word, so an unchanged word has an unchanged epoch.
 //!
 //! An entry may be thrown out for another when the table knows all it knows and nobody has pinned
 //! it; that takes the lock exclusively, and everything else takes it shared.
@@ -20,6 +20,7 @@ use pgrx::{PgLwLock, pg_shmem_init, pg_sys};
 
 use super::clock::{self, Anchor};
 use super::grant::Predecessor;
+use crate::process::{own_database, own_latch, set_latch};
 use crate::{guc, is_preloaded};
 
 /// Entries that one lease can be in.
@@ -175,19 +176,6 @@ impl Entry {
     }
 }
 
-fn set_latch(address: usize) {
-    if address != 0 {
-        // SAFETY: the address of a process's latch in shared memory, which stays mapped; waking a
-        // process that has taken over the slot meanwhile does no harm.
-        unsafe { pg_sys::SetLatch(address as *mut pg_sys::Latch) };
-    }
-}
-
-fn own_latch() -> usize {
-    // SAFETY: the address of this process's latch, which lies in shared memory.
-    unsafe { pg_sys::MyLatch as usize }
-}
-
 #[derive(Default)]
 #[repr(C)]
 struct Database {
@@ -319,11 +307,6 @@ fn entries(header: &'static Header) -> &'static [Entry] {
         let first = std::ptr::from_ref(header).add(1).cast::<Entry>();
         std::slice::from_raw_parts(first, header.entries)
     }
-}
-
-fn own_database() -> u32 {
-    // SAFETY: set before any function of this database runs.
-    unsafe { pg_sys::MyDatabaseId }.to_u32()
 }
 
 /// The place of this database; None without preloading or when all are in use.

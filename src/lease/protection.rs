@@ -4,6 +4,7 @@
 //! not fire for rows that replication applies or that are written straight into a partition. A table
 //! whose rows name their resource is checked after each row, when no trigger can change it any more.
 
+use std::borrow::Cow;
 use std::ffi::CStr;
 use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 
@@ -13,6 +14,7 @@ use pgrx::{FromDatum, PGRXSharedMemory, PgAtomic, pg_shmem_init, pg_sys};
 use super::{admission, transaction};
 use crate::error::{self, Result};
 use crate::is_preloaded;
+use crate::process::own_database;
 use crate::varlena::raise;
 
 /// What a table is protected by: arguments of its triggers. Empty stands for none.
@@ -140,24 +142,22 @@ impl Write<'_> {
             _ if !self.is_for_row() => self.check_under(protection.resource, None),
             Operation::Insert => self.check_row(protection, self.data.tg_trigtuple, true),
             Operation::Delete => self.check_row(protection, self.data.tg_trigtuple, false),
-            Operation::Update => {
-                if is_by_column {
-                    self.check_replaced(protection)?;
-                }
-                let brings_token = self.sets_column(protection.epoch_column)?;
-                self.check_row(protection, self.data.tg_newtuple, brings_token)
-            }
+            Operation::Update => self.check_update(protection),
         }
     }
 
-    /// An UPDATE that changes the resource of a row also writes under the one it had.
-    fn check_replaced(&self, protection: Protection) -> Result<()> {
-        let before = self.resource_of(protection, self.data.tg_trigtuple)?;
-        let after = self.resource_of(protection, self.data.tg_newtuple)?;
-        if before == after {
-            return Ok(());
+    fn check_update(&self, protection: Protection) -> Result<()> {
+        let resource = self.resource_of(protection, self.data.tg_newtuple)?;
+        if protection.resource.is_empty() {
+            // A row that changes its resource is also written under the one it had.
+            let before = self.resource_of(protection, self.data.tg_trigtuple)?;
+            if before != resource {
+                self.check_under(&before, None)?;
+            }
         }
-        self.check_under(&before, None)
+        let brings_token = self.sets_column(protection.epoch_column)?;
+        let token = self.token_in(protection, self.data.tg_newtuple, brings_token)?;
+        self.check_under(&resource, token)
     }
 
     fn check_row(
@@ -166,18 +166,23 @@ impl Write<'_> {
         row: pg_sys::HeapTuple,
         brings_token: bool,
     ) -> Result<()> {
-        let token = if brings_token && !protection.epoch_column.is_empty() {
-            let number = self.column_number(protection.epoch_column)?;
-            // SAFETY: coord.protect_table has seen to it that the column is a bigint.
-            unsafe { self.value::<i64>(row, number) }
-        } else {
-            None
-        };
-        if protection.resource.is_empty() {
-            self.check_under(&self.resource_of(protection, row)?, token)
-        } else {
-            self.check_under(protection.resource, token)
+        let token = self.token_in(protection, row, brings_token)?;
+        self.check_under(&self.resource_of(protection, row)?, token)
+    }
+
+    /// The epoch in a row, when the statement has put one there.
+    fn token_in(
+        &self,
+        protection: Protection,
+        row: pg_sys::HeapTuple,
+        brings_token: bool,
+    ) -> Result<Option<i64>> {
+        if !brings_token || protection.epoch_column.is_empty() {
+            return Ok(None);
         }
+        let number = self.column_number(protection.epoch_column)?;
+        // SAFETY: coord.protect_table has seen to it that the column is a bigint.
+        Ok(unsafe { self.value(row, number) })
     }
 
     /// Checks the token that the row brings, or that of the transaction.
@@ -188,11 +193,20 @@ impl Write<'_> {
         }
     }
 
-    fn resource_of(&self, protection: Protection, row: pg_sys::HeapTuple) -> Result<String> {
+    /// The resource of the table, or the one that the row names.
+    fn resource_of<'p>(
+        &self,
+        protection: Protection<'p>,
+        row: pg_sys::HeapTuple,
+    ) -> Result<Cow<'p, str>> {
+        if !protection.resource.is_empty() {
+            return Ok(protection.resource.into());
+        }
         let column = protection.resource_column;
         let number = self.column_number(column)?;
         // SAFETY: coord.protect_table has seen to it that the column is text or varchar.
         unsafe { self.value::<String>(row, number) }
+            .map(Cow::Owned)
             .ok_or_else(|| error::fence_unnamed(&self.table_name(), column))
     }
 
@@ -277,27 +291,32 @@ pub fn register() {
     );
 }
 
+impl Counter {
+    fn is_of(&self, database: u32, table: u32) -> bool {
+        self.table.load(Ordering::Acquire) == table
+            && self.database.load(Ordering::Acquire) == database
+    }
+
+    fn take(&self, table: u32) -> bool {
+        self.table
+            .compare_exchange(0, table, Ordering::AcqRel, Ordering::Acquire)
+            .is_ok()
+    }
+}
+
 /// A refused write is rolled back, so only shared memory can count it. When all places are taken the
 /// table goes uncounted.
 fn count_refusal(table: u32) {
     if !is_preloaded() {
         return;
     }
-    // SAFETY: set before any function of this database runs.
-    let database = unsafe { pg_sys::MyDatabaseId }.to_u32();
-    let counters = &COUNTERS.get().tables;
-    let is_mine = |counter: &&Counter| {
-        counter.table.load(Ordering::Acquire) == table
-            && counter.database.load(Ordering::Acquire) == database
-    };
-    let free = |counter: &&Counter| {
-        let taken = counter
-            .table
-            .compare_exchange(0, table, Ordering::AcqRel, Ordering::Acquire);
-        taken.is_ok()
-    };
-    let counter = counters.iter().find(is_mine).or_else(|| {
-        let counter = counters.iter().find(free)?;
+    let database = own_database();
+    let mut counters = COUNTERS.get().tables.iter();
+    let known = counters
+        .clone()
+        .find(|counter| counter.is_of(database, table));
+    let counter = known.or_else(|| {
+        let counter = counters.find(|counter| counter.take(table))?;
         counter.database.store(database, Ordering::Release);
         Some(counter)
     });
@@ -311,13 +330,9 @@ pub fn refusals(table: u32) -> Option<i64> {
     if !is_preloaded() {
         return None;
     }
-    // SAFETY: as above.
-    let database = unsafe { pg_sys::MyDatabaseId }.to_u32();
-    let counters = &COUNTERS.get().tables;
-    let mine = counters.iter().filter(|counter| {
-        counter.table.load(Ordering::Acquire) == table
-            && counter.database.load(Ordering::Acquire) == database
-    });
+    let database = own_database();
+    let counters = COUNTERS.get().tables.iter();
+    let mine = counters.filter(|counter| counter.is_of(database, table));
     Some(
         mine.map(|counter| counter.refusals.load(Ordering::Acquire))
             .sum(),

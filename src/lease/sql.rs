@@ -22,28 +22,31 @@ use crate::error::{self, Error, bad_argument};
 use crate::heap::{self, Access};
 use crate::varlena::SqlResult;
 
-/// A row of type `coord.lease_grant`.
-struct GrantRow(Grant);
+/// A row of the composite type that a function is declared to return.
+struct CompositeRow(Vec<Option<pg_sys::Datum>>);
 
-// SAFETY: the functions that return it are declared to return that type.
-unsafe impl BoxRet for GrantRow {
+// SAFETY: each function gives the values of the columns that its declaration names.
+unsafe impl BoxRet for CompositeRow {
     unsafe fn box_into<'fcx>(self, fcinfo: &mut FcInfo<'fcx>) -> Datum<'fcx> {
-        let Self(grant) = self;
-        let values = [
-            grant.resource.into_datum(),
-            grant.holder.into_datum(),
-            grant.epoch.into_datum(),
-            Some(store::timestamp(grant.expires_at)),
-        ];
-        // SAFETY: the row type is that of the call; it has these four columns.
+        // SAFETY: as above.
         unsafe {
-            let row = composite(fcinfo.as_mut_ptr(), &values);
+            let row = composite(fcinfo.as_mut_ptr(), &self.0);
             fcinfo.return_raw_datum(row)
         }
     }
 }
 
-pgrx::impl_sql_translatable!(GrantRow, "lease_grant");
+pgrx::impl_sql_translatable!(CompositeRow, "record");
+
+/// A row of type `coord.lease_grant`.
+fn grant_row(grant: Grant) -> CompositeRow {
+    CompositeRow(vec![
+        grant.resource.into_datum(),
+        grant.holder.into_datum(),
+        grant.epoch.into_datum(),
+        Some(store::timestamp(grant.expires_at)),
+    ])
+}
 
 /// A row of the composite type that a function is called to return.
 ///
@@ -138,7 +141,7 @@ fn lease_acquire(
     request_id: Option<Uuid>,
     max_wait: Option<Interval>,
     terminate_writers: Option<bool>,
-) -> SqlResult<GrantRow> {
+) -> SqlResult<CompositeRow> {
     match acquire(Arguments {
         resource,
         holder,
@@ -147,7 +150,7 @@ fn lease_acquire(
         max_wait,
         terminate_writers,
     })? {
-        Answer::Granted(grant) => Ok(GrantRow(grant)),
+        Answer::Granted(grant) => Ok(grant_row(grant)),
         Answer::Refused(refusal) => Err(refusal.into()),
     }
 }
@@ -158,7 +161,7 @@ fn lease_try_acquire(
     holder: Option<&str>,
     ttl: Option<Interval>,
     request_id: Option<Uuid>,
-) -> SqlResult<Option<GrantRow>> {
+) -> SqlResult<Option<CompositeRow>> {
     match acquire(Arguments {
         resource,
         holder,
@@ -167,7 +170,7 @@ fn lease_try_acquire(
         max_wait: Some(Interval::from_micros(0)),
         terminate_writers: Some(false),
     })? {
-        Answer::Granted(grant) => Ok(Some(GrantRow(grant))),
+        Answer::Granted(grant) => Ok(Some(grant_row(grant))),
         Answer::Refused(_) => Ok(None),
     }
 }
@@ -277,12 +280,12 @@ fn lease_revoke(resource: &str, reason: &str) -> SqlResult<bool> {
 }
 
 #[pg_extern(sql = false)]
-fn lease_current(resource: &str) -> Option<GrantRow> {
+fn lease_current(resource: &str) -> Option<CompositeRow> {
     let found = Leases::open(Access::Read).find(resource)?;
     let lease = &found.lease;
     lease
         .is_held(store::now())
-        .then(|| GrantRow(Grant::of(resource, lease)))
+        .then(|| grant_row(Grant::of(resource, lease)))
 }
 
 #[pg_extern(sql = false)]
@@ -315,30 +318,11 @@ fn lease_expires_at(
     Ok(Moment(store::expires_at(key, epoch, stored)))
 }
 
-/// The numbers of a lease's lock.
-struct LockNumbers(u32, u32);
-
-// SAFETY: the function that returns it is declared to return two oids.
-unsafe impl BoxRet for LockNumbers {
-    unsafe fn box_into<'fcx>(self, fcinfo: &mut FcInfo<'fcx>) -> Datum<'fcx> {
-        let values = [
-            pg_sys::Oid::from(self.0).into_datum(),
-            pg_sys::Oid::from(self.1).into_datum(),
-        ];
-        // SAFETY: as above.
-        unsafe {
-            let row = composite(fcinfo.as_mut_ptr(), &values);
-            fcinfo.return_raw_datum(row)
-        }
-    }
-}
-
-pgrx::impl_sql_translatable!(LockNumbers, "record");
-
 #[pg_extern(sql = false)]
-fn lease_lock(resource: &str) -> LockNumbers {
+fn lease_lock(resource: &str) -> CompositeRow {
     let (high, low) = Lock::of_lease(resource).numbers();
-    LockNumbers(high, low)
+    let numbers = [high, low].map(|number| pg_sys::Oid::from(number).into_datum());
+    CompositeRow(numbers.to_vec())
 }
 
 #[pg_extern(sql = false)]
@@ -354,33 +338,14 @@ fn fence_set(resource: &str, epoch: i64) -> SqlResult<()> {
 }
 
 /// The three arguments of a trigger of ours, null where it has none.
-struct GuardArguments([Option<String>; 3]);
-
-// SAFETY: the function that returns it is declared to return three texts.
-unsafe impl BoxRet for GuardArguments {
-    unsafe fn box_into<'fcx>(self, fcinfo: &mut FcInfo<'fcx>) -> Datum<'fcx> {
-        let values = self.0.map(IntoDatum::into_datum);
-        // SAFETY: as above.
-        unsafe {
-            let row = composite(fcinfo.as_mut_ptr(), &values);
-            fcinfo.return_raw_datum(row)
-        }
-    }
-}
-
-pgrx::impl_sql_translatable!(GuardArguments, "record");
-
 #[pg_extern(sql = false)]
-fn fence_guard_arguments(arguments: &[u8]) -> SqlResult<GuardArguments> {
+fn fence_guard_arguments(arguments: &[u8]) -> SqlResult<CompositeRow> {
     let malformed =
         || -> Error { error::malformed_binary("trigger arguments", "They are not three texts.") };
     let found = Protection::parse(arguments).ok_or_else(malformed)?;
-    let given = |text: &str| (!text.is_empty()).then(|| text.to_owned());
-    Ok(GuardArguments([
-        given(found.resource),
-        given(found.resource_column),
-        given(found.epoch_column),
-    ]))
+    let given = |text: &str| (!text.is_empty()).then_some(text).into_datum();
+    let arguments = [found.resource, found.resource_column, found.epoch_column];
+    Ok(CompositeRow(arguments.map(given).to_vec()))
 }
 
 #[pg_extern(sql = false)]

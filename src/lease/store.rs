@@ -68,28 +68,23 @@ impl StoredLease {
                 _ => Ended::Revoked,
             });
             let request = values.get::<pgrx::Uuid>(column::REQUEST_ID);
-            let mut found = Self {
+            let key = Key {
+                relation: row.table_oid(),
+                lease_id: values.get(column::LEASE_ID).unwrap_or_default(),
+            };
+            let epoch = values.get(column::EPOCH).unwrap_or_default();
+            Self {
                 lease: Lease {
                     holder: values.get(column::HOLDER).unwrap_or_default(),
-                    epoch: values.get(column::EPOCH).unwrap_or_default(),
-                    expires_at: 0,
+                    epoch,
+                    expires_at: expires_at(key, epoch, stored),
                     request: request.map(|id| *id.as_bytes()),
                     ended,
                 },
-                key: Key {
-                    relation: row.table_oid(),
-                    lease_id: values.get(column::LEASE_ID).unwrap_or_default(),
-                },
+                key,
                 stored,
-            };
-            found.refresh();
-            found
+            }
         }
-    }
-
-    /// Looks again when it expires.
-    pub fn refresh(&mut self) {
-        self.lease.expires_at = expires_at(self.key, self.lease.epoch, self.stored);
     }
 
     /// Looks again, in shared memory alone. False when that does not know, and the table has to be asked.

@@ -2,8 +2,8 @@
 
 use pgrx::pg_sys;
 
-use super::acquire;
 use super::grant::{self, Ended, Loss};
+use super::history::{self, Event};
 use super::lock::{Lock, Mode};
 use super::memory::{self, Renewal};
 use super::store::{self, Leases, StoredLease};
@@ -117,7 +117,7 @@ pub fn release(claim: Claim) -> Outcome<()> {
     Lock::of_lease(claim.resource).take(Mode::Change);
     let leases = Leases::open(Access::Write);
     let found = check(leases.find(claim.resource), claim)?;
-    acquire::end(&leases, claim.resource, &found, Ended::Released, None);
+    end(&leases, claim.resource, &found, Ended::Released, None);
     Ok(())
 }
 
@@ -144,6 +144,29 @@ pub fn revoke(resource: &str, reason: &str) -> Result<bool> {
     let Some(found) = found.filter(|found| found.lease.is_held(store::now())) else {
         return Ok(false);
     };
-    acquire::end(&leases, resource, &found, Ended::Revoked, Some(reason));
+    end(&leases, resource, &found, Ended::Revoked, Some(reason));
     Ok(true)
+}
+
+/// The end of a grant: of its holder's own will, or by an administrator.
+fn end(leases: &Leases, resource: &str, found: &StoredLease, ended: Ended, reason: Option<&str>) {
+    let now = store::now();
+    transaction::at_commit(Effect::Ended {
+        pinned: memory::pin(found.known()),
+        epoch: found.lease.epoch,
+    });
+    transaction::forget_admission(resource);
+    leases.store_end(resource, ended, now);
+    let event = match ended {
+        Ended::Released => Event::Released,
+        Ended::Revoked => Event::Revoked,
+    };
+    history::record(
+        resource,
+        &found.lease.holder,
+        found.lease.epoch,
+        event,
+        reason,
+        now,
+    );
 }

@@ -15,6 +15,7 @@ use super::store;
 use crate::error::Result;
 use crate::guc;
 use crate::heap;
+use crate::process::force_sync_commit;
 use crate::spi::{Session, Value};
 
 /// Renewals reach the table this often; a clean shutdown writes back what is left, and after any other
@@ -136,19 +137,19 @@ impl Keeper {
             };
             spi.write(
                 c"INSERT INTO coord.lease_memory AS m (memory, predecessor_was_closed, predecessor_stepped)
-                  VALUES ('2000-01-01 00:00:00+00'::timestamptz + $1 * interval '1 microsecond', $2, $3)
+                  VALUES ($1, $2, $3)
                   ON CONFLICT ((true)) DO UPDATE
                      SET memory = excluded.memory,
                          predecessor_was_closed = excluded.predecessor_was_closed,
                          predecessor_stepped = excluded.predecessor_stepped,
                          is_closed = false, stepped = 0",
                 &[
-                    Value::Int(run.memory),
+                    Value::Timestamp(Some(run.memory)),
                     Value::Bool(was_closed),
                     Value::Int(stepped),
                 ],
             );
-            force_to_disk();
+            force_sync_commit();
             Ok(())
         });
         if self.is_open {
@@ -295,8 +296,8 @@ fn shortened(reason: String) -> String {
 fn is_settled_for(spi: &Session, memory: i64) -> bool {
     let found = spi.read(
         c"SELECT FROM coord.lease_memory
-           WHERE memory = '2000-01-01 00:00:00+00'::timestamptz + $1 * interval '1 microsecond'",
-        &[Value::Int(memory)],
+           WHERE memory = $1",
+        &[Value::Timestamp(Some(memory))],
     );
     !found.is_empty()
 }
@@ -308,26 +309,25 @@ fn settle(spi: &Session, run: Run) {
     spi.write(c"LOCK TABLE coord.lease IN SHARE ROW EXCLUSIVE MODE", &[]);
     let (start, stepped) = match run.predecessor {
         Predecessor::Closed { stepped } => (None, stepped),
-        Predecessor::Lost => (Some(run.start.to_string()), 0),
+        Predecessor::Lost => (Some(run.start), 0),
     };
     spi.write(
         c"UPDATE coord.lease l
              SET expires_at = greatest(l.expires_at + $2 * interval '1 microsecond',
-                                       '2000-01-01 00:00:00+00'::timestamptz + $3::bigint * interval '1 microsecond' + l.ttl),
-                 memory = r.memory
-            FROM (SELECT '2000-01-01 00:00:00+00'::timestamptz + $1 * interval '1 microsecond' AS memory) r
-           WHERE l.ended IS NULL AND l.memory <> r.memory",
+                                       $3 + l.ttl),
+                 memory = $1
+           WHERE l.ended IS NULL AND l.memory <> $1",
         &[
-            Value::Int(run.memory),
+            Value::Timestamp(Some(run.memory)),
             Value::Int(stepped),
-            Value::Text(start.as_deref()),
+            Value::Timestamp(start),
         ],
     );
 }
 
 /// Writes those that nobody is changing, and says of which there is nothing left to write: a row of another
-/// epoch, or none, needs nothing. The lock of the lease keeps everybody else from
-/// changing its row, for a moment; whoever acquires it waits for that.
+/// epoch, or none, needs nothing. The lock of the lease keeps everybody else from changing its row, for a
+/// moment; whoever acquires it waits for that.
 fn write(spi: &Session, unwritten: &[Unwritten]) -> HashSet<i64> {
     let numbers = |number: fn(&Unwritten) -> i64| unwritten.iter().map(number).collect::<Vec<_>>();
     let identifiers = numbers(|lease| lease.lease_id);
@@ -350,7 +350,7 @@ fn write(spi: &Session, unwritten: &[Unwritten]) -> HashSet<i64> {
         c"UPDATE coord.lease l
              SET expires_at = '2000-01-01 00:00:00+00'::timestamptz + w.expires_at * interval '1 microsecond',
                  ttl = greatest(l.ttl, w.ttl * interval '1 microsecond'),
-                 memory = '2000-01-01 00:00:00+00'::timestamptz + $5 * interval '1 microsecond'
+                 memory = $5
             FROM unnest($1, $2, $3, $4) w (lease_id, epoch, expires_at, ttl)
            WHERE l.lease_id = ANY ($6) AND l.lease_id = w.lease_id AND l.epoch = w.epoch",
         &[
@@ -358,21 +358,16 @@ fn write(spi: &Session, unwritten: &[Unwritten]) -> HashSet<i64> {
             Value::Ints(&numbers(|lease| lease.epoch)),
             Value::Ints(&numbers(|lease| lease.expires_at)),
             Value::Ints(&numbers(|lease| lease.ttl)),
-            Value::Int(memory::since()),
+            Value::Timestamp(Some(memory::since())),
             Value::Ints(&locked),
         ],
     );
     // A longer ttl is a promise that a crash must not break.
-    force_to_disk();
+    force_sync_commit();
     identifiers
         .into_iter()
         .filter(|lease_id| !held.contains(lease_id))
         .collect()
-}
-
-fn force_to_disk() {
-    // SAFETY: a flag of the current transaction.
-    unsafe { pg_sys::ForceSyncCommit() };
 }
 
 /// The worker ends: writes back what is left, in what is left of its process, and says so.
@@ -387,13 +382,13 @@ pub fn close(run: Runner) {
         let stepped = memory::clock_stepped();
         spi.write(
             c"UPDATE coord.lease_memory SET is_closed = true, stepped = $2
-               WHERE memory = '2000-01-01 00:00:00+00'::timestamptz + $1 * interval '1 microsecond'",
+               WHERE memory = $1",
             &[
-                Value::Int(memory::since()),
+                Value::Timestamp(Some(memory::since())),
                 Value::Int(if stepped.abs() > STEP { stepped } else { 0 }),
             ],
         );
-        force_to_disk();
+        force_sync_commit();
         Ok(())
     });
 }
