@@ -19,6 +19,28 @@ COMMENT ON COLUMN intent.op_id IS 'names the record';
 
 SELECT pg_catalog.pg_extension_config_dump('intent', '');
 
+-- Runs that any node of the mesh has committed. One of this node is written with its intent, one of
+-- another by gossip alone.
+CREATE TABLE intent_report (
+  agent text COLLATE "C" NOT NULL,
+  run_id text COLLATE "C" NOT NULL,
+  scope text COLLATE "C" NOT NULL,
+  node text COLLATE "C" NOT NULL,
+  op_id text COLLATE "C" NOT NULL,
+  epoch bigint NOT NULL CHECK (epoch > 0),
+  holder text COLLATE "C" NOT NULL,
+  heard_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+  learned_from text COLLATE "C",
+  local_xid xid8 NOT NULL DEFAULT pg_current_xact_id(),
+  number bigint NOT NULL DEFAULT nextval('report_number'),
+  PRIMARY KEY (agent, run_id, scope, node)
+);
+COMMENT ON TABLE intent_report IS 'runs committed anywhere in the mesh, as far as heard here';
+COMMENT ON COLUMN intent_report.node IS 'the node that recorded it';
+COMMENT ON COLUMN intent_report.heard_at IS 'when this was heard here, or recorded for a run of this node';
+COMMENT ON COLUMN intent_report.learned_from IS 'peer that passed it on; NULL for a run of this node';
+CREATE INDEX intent_report_local_xid ON intent_report (local_xid, number);
+
 CREATE FUNCTION intent_check(agent text, run_id text, holder text, epoch bigint, status text, scope text) RETURNS boolean
   LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'intent_check_wrapper';
 COMMENT ON FUNCTION intent_check(text, text, text, bigint, text, text) IS 'raises 22023 for what cannot be recorded';
@@ -45,8 +67,19 @@ CREATE FUNCTION intent_record(agent text, run_id text, holder text, epoch bigint
 AS $$
 DECLARE
   recorded coord.intent;
+  committed text;
 BEGIN
   PERFORM coord.intent_check($1, $2, $3, $4, $5, $6);
+  -- Of several nodes that committed it while they did not hear of each other, all name the same record.
+  SELECT r.op_id INTO committed FROM coord.intent_report r
+   WHERE (r.agent, r.run_id, r.scope) = ($1, $2, $6)
+   ORDER BY r.epoch DESC, r.op_id LIMIT 1;
+  IF FOUND THEN
+    IF $5 = 'committed' THEN
+      RETURN jsonb_build_object('recorded', true, 'op_id', committed);
+    END IF;
+    RETURN jsonb_build_object('recorded', false, 'reason', 'run already committed (terminal guard)');
+  END IF;
   INSERT INTO coord.intent AS i (agent, run_id, scope, epoch, holder, status, op_id)
   VALUES ($1, $2, $6, $4, $3, $5, coord.intent_op_id($6, $1, $2, '1', $4::text, $3, $5))
   ON CONFLICT ON CONSTRAINT intent_pkey DO UPDATE
@@ -67,6 +100,11 @@ BEGIN
       RETURN jsonb_build_object('recorded', false, 'reason', format('superseded by epoch %s', recorded.epoch));
     END IF;
   END IF;
+  IF recorded.status = 'committed' THEN
+    INSERT INTO coord.intent_report (agent, run_id, scope, node, op_id, epoch, holder)
+    SELECT $1, $2, $6, n.name, recorded.op_id, recorded.epoch, recorded.holder FROM coord.local_node n
+    ON CONFLICT DO NOTHING;
+  END IF;
   RETURN jsonb_build_object('recorded', true, 'op_id', recorded.op_id);
 END
 $$;
@@ -81,4 +119,4 @@ REVOKE ALL ON FUNCTION intent_check(text, text, text, bigint, text, text),
   intent_op_id(text[]), intent_rank(text) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION intent_record(text, text, text, bigint, text, text), fence_check(text, text, text, bigint)
   TO coord_agent;
-GRANT SELECT ON intent TO coord_monitor;
+GRANT SELECT ON intent, intent_report TO coord_monitor;

@@ -62,6 +62,59 @@ SELECT pg_catalog.pg_extension_config_dump('lease', '');
 SELECT pg_catalog.pg_extension_config_dump('lease_lease_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('lease_history', '');
 
+-- What nodes say of their leases: this one of its own, written by the worker, and the others of theirs,
+-- as heard. Only gossip writes here, so no transaction of a session holds it up.
+CREATE SEQUENCE report_number;
+COMMENT ON SEQUENCE report_number IS 'order of reports within a transaction';
+
+CREATE TABLE lease_report (
+  resource text COLLATE "C" NOT NULL,
+  node text COLLATE "C" NOT NULL,
+  holder text COLLATE "C" NOT NULL,
+  epoch bigint NOT NULL CHECK (epoch > 0),
+  has_ended boolean NOT NULL,
+  expires_at timestamptz NOT NULL,
+  heard_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+  version bigint NOT NULL,
+  learned_from text COLLATE "C",
+  local_xid xid8 NOT NULL DEFAULT pg_current_xact_id(),
+  number bigint NOT NULL DEFAULT nextval('report_number'),
+  PRIMARY KEY (resource, node)
+);
+COMMENT ON TABLE lease_report IS 'last grant of each resource on each node, as the node reported it';
+COMMENT ON COLUMN lease_report.node IS 'the node that granted it';
+COMMENT ON COLUMN lease_report.has_ended IS 'it was released or revoked';
+COMMENT ON COLUMN lease_report.expires_at IS 'by the lease clock of this node';
+COMMENT ON COLUMN lease_report.heard_at IS 'when this was heard here, or reported for a lease of this node';
+COMMENT ON COLUMN lease_report.version IS 'grows with every report of the node about the resource';
+COMMENT ON COLUMN lease_report.learned_from IS 'peer that passed it on; NULL for a lease of this node';
+CREATE INDEX lease_report_local_xid ON lease_report (local_xid, number);
+
+-- Reports that nothing has changed write nothing.
+CREATE FUNCTION lease_report_own(resources text[]) RETURNS bigint
+  LANGUAGE sql VOLATILE STRICT
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+  WITH reported AS (
+    INSERT INTO coord.lease_report AS r (resource, node, holder, epoch, has_ended, expires_at, version)
+    SELECT l.resource, n.name, l.holder, l.epoch, l.ended IS NOT NULL, e.expires_at,
+           (extract(epoch FROM coord.lease_now()) * 1000000)::bigint
+      FROM coord.lease l
+     CROSS JOIN coord.local_node n
+     CROSS JOIN LATERAL coord.lease_expires_at(l.lease_id, l.epoch, l.expires_at, l.ttl, l.memory) e(expires_at)
+     WHERE l.resource = ANY (resources)
+     ORDER BY l.resource
+    ON CONFLICT ON CONSTRAINT lease_report_pkey DO UPDATE
+       SET holder = excluded.holder, epoch = excluded.epoch, has_ended = excluded.has_ended,
+           expires_at = excluded.expires_at, heard_at = DEFAULT, version = greatest(excluded.version, r.version + 1),
+           learned_from = NULL, local_xid = DEFAULT, number = DEFAULT
+     WHERE (r.holder, r.epoch, r.has_ended, r.expires_at)
+           IS DISTINCT FROM (excluded.holder, excluded.epoch, excluded.has_ended, excluded.expires_at)
+    RETURNING 1)
+  SELECT count(*) FROM reported
+$$;
+COMMENT ON FUNCTION lease_report_own(text[]) IS 'reports leases of this node to the mesh; returns how many reports are new';
+
 CREATE TYPE lease_grant AS (resource text, holder text, epoch bigint, expires_at timestamptz);
 COMMENT ON TYPE lease_grant IS 'a lease as its holder knows it';
 
@@ -97,9 +150,12 @@ CREATE FUNCTION lease_revoke(resource text, reason text) RETURNS boolean
   LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'lease_revoke_wrapper';
 COMMENT ON FUNCTION lease_revoke(text, text) IS 'takes a lease from whoever holds it; false when nobody does';
 
-CREATE FUNCTION lease_current(resource text) RETURNS lease_grant
+CREATE TYPE lease_holding AS (resource text, holder text, epoch bigint, expires_at timestamptz, node text, heard_at timestamptz);
+COMMENT ON TYPE lease_holding IS 'a lease as anybody knows it: node and heard_at are NULL unless another node granted it';
+
+CREATE FUNCTION lease_current(resource text) RETURNS lease_holding
   LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'lease_current_wrapper';
-COMMENT ON FUNCTION lease_current(text) IS 'who holds a lease now; NULL when it is free or expired';
+COMMENT ON FUNCTION lease_current(text) IS 'who holds a lease now, here or by hearsay elsewhere; NULL when it is free or expired';
 
 CREATE FUNCTION lease_memory_is_open() RETURNS boolean
   LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'lease_memory_is_open_wrapper';
@@ -326,7 +382,7 @@ REVOKE ALL ON FUNCTION
   lease_renew(text, text, bigint, interval), lease_renew_all(text, jsonb, interval),
   lease_release(text, text, bigint), lease_release_all(text), lease_revoke(text, text),
   lease_current(text), lease_now(), lease_memory_is_open(), lease_expires_at(bigint, bigint, timestamptz, interval, timestamptz),
-  lease_lock(text), lease_blocker(text), lease_writers_terminate(text),
+  lease_lock(text), lease_blocker(text), lease_writers_terminate(text), lease_report_own(text[]),
   fence(text, bigint), fence_set(text, bigint), fence_guard(), fence_guard_arguments(bytea), fence_refusals(oid),
   table_family(regclass), protect_column_check(regclass, name, regtype[]),
   protect_table(regclass, text, name, name), unprotect_table(regclass) FROM PUBLIC;
@@ -340,4 +396,4 @@ GRANT EXECUTE ON FUNCTION
 GRANT EXECUTE ON FUNCTION lease_current(text), lease_now(), lease_memory_is_open(), lease_lock(text),
   lease_expires_at(bigint, bigint, timestamptz, interval, timestamptz),
   fence_guard_arguments(bytea), fence_refusals(oid) TO coord_monitor;
-GRANT SELECT ON lease, lease_history, lease_locker, lease_status, protected_table TO coord_monitor;
+GRANT SELECT ON lease, lease_history, lease_report, lease_locker, lease_status, protected_table TO coord_monitor;

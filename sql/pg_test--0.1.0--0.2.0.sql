@@ -235,6 +235,59 @@ SELECT pg_catalog.pg_extension_config_dump('lease', '');
 SELECT pg_catalog.pg_extension_config_dump('lease_lease_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('lease_history', '');
 
+-- What nodes say of their leases: this one of its own, written by the worker, and the others of theirs,
+-- as heard. Only gossip writes here, so no transaction of a session holds it up.
+CREATE SEQUENCE report_number;
+COMMENT ON SEQUENCE report_number IS 'order of reports within a transaction';
+
+CREATE TABLE lease_report (
+  resource text COLLATE "C" NOT NULL,
+  node text COLLATE "C" NOT NULL,
+  holder text COLLATE "C" NOT NULL,
+  epoch bigint NOT NULL CHECK (epoch > 0),
+  has_ended boolean NOT NULL,
+  expires_at timestamptz NOT NULL,
+  heard_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+  version bigint NOT NULL,
+  learned_from text COLLATE "C",
+  local_xid xid8 NOT NULL DEFAULT pg_current_xact_id(),
+  number bigint NOT NULL DEFAULT nextval('report_number'),
+  PRIMARY KEY (resource, node)
+);
+COMMENT ON TABLE lease_report IS 'last grant of each resource on each node, as the node reported it';
+COMMENT ON COLUMN lease_report.node IS 'the node that granted it';
+COMMENT ON COLUMN lease_report.has_ended IS 'it was released or revoked';
+COMMENT ON COLUMN lease_report.expires_at IS 'by the lease clock of this node';
+COMMENT ON COLUMN lease_report.heard_at IS 'when this was heard here, or reported for a lease of this node';
+COMMENT ON COLUMN lease_report.version IS 'grows with every report of the node about the resource';
+COMMENT ON COLUMN lease_report.learned_from IS 'peer that passed it on; NULL for a lease of this node';
+CREATE INDEX lease_report_local_xid ON lease_report (local_xid, number);
+
+-- Reports that nothing has changed write nothing.
+CREATE FUNCTION lease_report_own(resources text[]) RETURNS bigint
+  LANGUAGE sql VOLATILE STRICT
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+  WITH reported AS (
+    INSERT INTO coord.lease_report AS r (resource, node, holder, epoch, has_ended, expires_at, version)
+    SELECT l.resource, n.name, l.holder, l.epoch, l.ended IS NOT NULL, e.expires_at,
+           (extract(epoch FROM coord.lease_now()) * 1000000)::bigint
+      FROM coord.lease l
+     CROSS JOIN coord.local_node n
+     CROSS JOIN LATERAL coord.lease_expires_at(l.lease_id, l.epoch, l.expires_at, l.ttl, l.memory) e(expires_at)
+     WHERE l.resource = ANY (resources)
+     ORDER BY l.resource
+    ON CONFLICT ON CONSTRAINT lease_report_pkey DO UPDATE
+       SET holder = excluded.holder, epoch = excluded.epoch, has_ended = excluded.has_ended,
+           expires_at = excluded.expires_at, heard_at = DEFAULT, version = greatest(excluded.version, r.version + 1),
+           learned_from = NULL, local_xid = DEFAULT, number = DEFAULT
+     WHERE (r.holder, r.epoch, r.has_ended, r.expires_at)
+           IS DISTINCT FROM (excluded.holder, excluded.epoch, excluded.has_ended, excluded.expires_at)
+    RETURNING 1)
+  SELECT count(*) FROM reported
+$$;
+COMMENT ON FUNCTION lease_report_own(text[]) IS 'reports leases of this node to the mesh; returns how many reports are new';
+
 CREATE TYPE lease_grant AS (resource text, holder text, epoch bigint, expires_at timestamptz);
 COMMENT ON TYPE lease_grant IS 'a lease as its holder knows it';
 
@@ -270,9 +323,12 @@ CREATE FUNCTION lease_revoke(resource text, reason text) RETURNS boolean
   LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'lease_revoke_wrapper';
 COMMENT ON FUNCTION lease_revoke(text, text) IS 'takes a lease from whoever holds it; false when nobody does';
 
-CREATE FUNCTION lease_current(resource text) RETURNS lease_grant
+CREATE TYPE lease_holding AS (resource text, holder text, epoch bigint, expires_at timestamptz, node text, heard_at timestamptz);
+COMMENT ON TYPE lease_holding IS 'a lease as anybody knows it: node and heard_at are NULL unless another node granted it';
+
+CREATE FUNCTION lease_current(resource text) RETURNS lease_holding
   LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'lease_current_wrapper';
-COMMENT ON FUNCTION lease_current(text) IS 'who holds a lease now; NULL when it is free or expired';
+COMMENT ON FUNCTION lease_current(text) IS 'who holds a lease now, here or by hearsay elsewhere; NULL when it is free or expired';
 
 CREATE FUNCTION lease_memory_is_open() RETURNS boolean
   LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'lease_memory_is_open_wrapper';
@@ -499,7 +555,7 @@ REVOKE ALL ON FUNCTION
   lease_renew(text, text, bigint, interval), lease_renew_all(text, jsonb, interval),
   lease_release(text, text, bigint), lease_release_all(text), lease_revoke(text, text),
   lease_current(text), lease_now(), lease_memory_is_open(), lease_expires_at(bigint, bigint, timestamptz, interval, timestamptz),
-  lease_lock(text), lease_blocker(text), lease_writers_terminate(text),
+  lease_lock(text), lease_blocker(text), lease_writers_terminate(text), lease_report_own(text[]),
   fence(text, bigint), fence_set(text, bigint), fence_guard(), fence_guard_arguments(bytea), fence_refusals(oid),
   table_family(regclass), protect_column_check(regclass, name, regtype[]),
   protect_table(regclass, text, name, name), unprotect_table(regclass) FROM PUBLIC;
@@ -513,7 +569,7 @@ GRANT EXECUTE ON FUNCTION
 GRANT EXECUTE ON FUNCTION lease_current(text), lease_now(), lease_memory_is_open(), lease_lock(text),
   lease_expires_at(bigint, bigint, timestamptz, interval, timestamptz),
   fence_guard_arguments(bytea), fence_refusals(oid) TO coord_monitor;
-GRANT SELECT ON lease, lease_history, lease_locker, lease_status, protected_table TO coord_monitor;
+GRANT SELECT ON lease, lease_history, lease_report, lease_locker, lease_status, protected_table TO coord_monitor;
 
 CREATE TABLE intent (
   agent text COLLATE "C" NOT NULL,
@@ -533,6 +589,28 @@ COMMENT ON COLUMN intent.epoch IS 'of the agent''s lease, under which this was r
 COMMENT ON COLUMN intent.op_id IS 'names the record';
 
 SELECT pg_catalog.pg_extension_config_dump('intent', '');
+
+-- Runs that any node of the mesh has committed. One of this node is written with its intent, one of
+-- another by gossip alone.
+CREATE TABLE intent_report (
+  agent text COLLATE "C" NOT NULL,
+  run_id text COLLATE "C" NOT NULL,
+  scope text COLLATE "C" NOT NULL,
+  node text COLLATE "C" NOT NULL,
+  op_id text COLLATE "C" NOT NULL,
+  epoch bigint NOT NULL CHECK (epoch > 0),
+  holder text COLLATE "C" NOT NULL,
+  heard_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+  learned_from text COLLATE "C",
+  local_xid xid8 NOT NULL DEFAULT pg_current_xact_id(),
+  number bigint NOT NULL DEFAULT nextval('report_number'),
+  PRIMARY KEY (agent, run_id, scope, node)
+);
+COMMENT ON TABLE intent_report IS 'runs committed anywhere in the mesh, as far as heard here';
+COMMENT ON COLUMN intent_report.node IS 'the node that recorded it';
+COMMENT ON COLUMN intent_report.heard_at IS 'when this was heard here, or recorded for a run of this node';
+COMMENT ON COLUMN intent_report.learned_from IS 'peer that passed it on; NULL for a run of this node';
+CREATE INDEX intent_report_local_xid ON intent_report (local_xid, number);
 
 CREATE FUNCTION intent_check(agent text, run_id text, holder text, epoch bigint, status text, scope text) RETURNS boolean
   LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'intent_check_wrapper';
@@ -560,8 +638,19 @@ CREATE FUNCTION intent_record(agent text, run_id text, holder text, epoch bigint
 AS $$
 DECLARE
   recorded coord.intent;
+  committed text;
 BEGIN
   PERFORM coord.intent_check($1, $2, $3, $4, $5, $6);
+  -- Of several nodes that committed it while they did not hear of each other, all name the same record.
+  SELECT r.op_id INTO committed FROM coord.intent_report r
+   WHERE (r.agent, r.run_id, r.scope) = ($1, $2, $6)
+   ORDER BY r.epoch DESC, r.op_id LIMIT 1;
+  IF FOUND THEN
+    IF $5 = 'committed' THEN
+      RETURN jsonb_build_object('recorded', true, 'op_id', committed);
+    END IF;
+    RETURN jsonb_build_object('recorded', false, 'reason', 'run already committed (terminal guard)');
+  END IF;
   INSERT INTO coord.intent AS i (agent, run_id, scope, epoch, holder, status, op_id)
   VALUES ($1, $2, $6, $4, $3, $5, coord.intent_op_id($6, $1, $2, '1', $4::text, $3, $5))
   ON CONFLICT ON CONSTRAINT intent_pkey DO UPDATE
@@ -582,6 +671,11 @@ BEGIN
       RETURN jsonb_build_object('recorded', false, 'reason', format('superseded by epoch %s', recorded.epoch));
     END IF;
   END IF;
+  IF recorded.status = 'committed' THEN
+    INSERT INTO coord.intent_report (agent, run_id, scope, node, op_id, epoch, holder)
+    SELECT $1, $2, $6, n.name, recorded.op_id, recorded.epoch, recorded.holder FROM coord.local_node n
+    ON CONFLICT DO NOTHING;
+  END IF;
   RETURN jsonb_build_object('recorded', true, 'op_id', recorded.op_id);
 END
 $$;
@@ -596,4 +690,137 @@ REVOKE ALL ON FUNCTION intent_check(text, text, text, bigint, text, text),
   intent_op_id(text[]), intent_rank(text) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION intent_record(text, text, text, bigint, text, text), fence_check(text, text, text, bigint)
   TO coord_agent;
-GRANT SELECT ON intent TO coord_monitor;
+GRANT SELECT ON intent, intent_report TO coord_monitor;
+
+CREATE TABLE report_cursor (
+  node text COLLATE "C" PRIMARY KEY,
+  space text COLLATE "C" NOT NULL,
+  given pg_snapshot,
+  until pg_snapshot,
+  after_xid bigint,
+  after_number bigint
+);
+COMMENT ON TABLE report_cursor IS 'how far this node has been given the reports of each peer';
+COMMENT ON COLUMN report_cursor.space IS 'transaction-number space of the snapshots';
+COMMENT ON COLUMN report_cursor.given IS 'everything this snapshot of the peer sees has been given';
+COMMENT ON COLUMN report_cursor.until IS 'a larger snapshot that is being given in parts';
+
+CREATE FUNCTION report_body(report lease_report) RETURNS jsonb
+  LANGUAGE sql STABLE
+  RETURN jsonb_build_object('lease', jsonb_build_object(
+    'resource', report.resource, 'node', report.node, 'holder', report.holder, 'epoch', report.epoch,
+    'has_ended', report.has_ended, 'version', report.version,
+    'time_left', (extract(epoch FROM report.expires_at - coord.lease_now()) * 1000000)::bigint));
+COMMENT ON FUNCTION report_body(lease_report) IS 'a report as it travels; nodes do not compare their clocks';
+
+CREATE FUNCTION report_body(report intent_report) RETURNS jsonb
+  LANGUAGE sql STABLE
+  RETURN jsonb_build_object('run', jsonb_build_object(
+    'agent', report.agent, 'run_id', report.run_id, 'scope', report.scope, 'node', report.node,
+    'op_id', report.op_id, 'epoch', report.epoch, 'holder', report.holder));
+COMMENT ON FUNCTION report_body(intent_report) IS 'a report as it travels';
+
+-- Each branch is one range of an index, in its order, and stops at the limit.
+CREATE FUNCTION report_since(in_progress xid8[], first xid8, after_xid xid8, after_number bigint, until pg_snapshot, most bigint, reader text)
+  RETURNS TABLE (local_xid xid8, number bigint, report jsonb)
+  LANGUAGE sql STABLE STRICT
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+  (SELECT l.local_xid, l.number, CASE WHEN l.learned_from IS DISTINCT FROM reader THEN coord.report_body(l) END
+     FROM coord.lease_report l
+    WHERE l.local_xid = ANY (in_progress) AND (l.local_xid, l.number) > (after_xid, after_number)
+      AND pg_visible_in_snapshot(l.local_xid, until)
+    ORDER BY l.local_xid, l.number LIMIT most)
+  UNION ALL
+  (SELECT l.local_xid, l.number, CASE WHEN l.learned_from IS DISTINCT FROM reader THEN coord.report_body(l) END
+     FROM coord.lease_report l
+    WHERE l.local_xid >= first AND (l.local_xid, l.number) > (after_xid, after_number)
+      AND pg_visible_in_snapshot(l.local_xid, until)
+    ORDER BY l.local_xid, l.number LIMIT most)
+  UNION ALL
+  (SELECT i.local_xid, i.number, CASE WHEN i.learned_from IS DISTINCT FROM reader THEN coord.report_body(i) END
+     FROM coord.intent_report i
+    WHERE i.local_xid = ANY (in_progress) AND (i.local_xid, i.number) > (after_xid, after_number)
+      AND pg_visible_in_snapshot(i.local_xid, until)
+    ORDER BY i.local_xid, i.number LIMIT most)
+  UNION ALL
+  (SELECT i.local_xid, i.number, CASE WHEN i.learned_from IS DISTINCT FROM reader THEN coord.report_body(i) END
+     FROM coord.intent_report i
+    WHERE i.local_xid >= first AND (i.local_xid, i.number) > (after_xid, after_number)
+      AND pg_visible_in_snapshot(i.local_xid, until)
+    ORDER BY i.local_xid, i.number LIMIT most)
+  ORDER BY 1, 2 LIMIT most
+$$;
+COMMENT ON FUNCTION report_since(xid8[], xid8, xid8, bigint, pg_snapshot, bigint, text) IS 'reports that a reader has not been given, in order; NULL for one that came from the reader itself';
+
+-- Rows are taken in the order of their keys: two peers may give the same ones at once. Of itself a node
+-- believes nobody; what an earlier life has granted lies below the epochs of this one.
+CREATE FUNCTION report_learn(sender text, reports jsonb) RETURNS void
+  LANGUAGE sql VOLATILE STRICT
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+  INSERT INTO coord.lease_report AS r (resource, node, holder, epoch, has_ended, expires_at, version, learned_from)
+  SELECT l.resource, l.node, l.holder, l.epoch, l.has_ended,
+         coord.lease_now() + l.time_left * interval '1 microsecond', l.version, sender
+    FROM jsonb_array_elements(reports) AS e(report)
+   CROSS JOIN LATERAL jsonb_to_record(e.report -> 'lease')
+     AS l(resource text, node text, holder text, epoch bigint, has_ended boolean, version bigint, time_left bigint)
+   WHERE e.report ? 'lease' AND NOT EXISTS (SELECT FROM coord.local_node n WHERE n.name = l.node)
+   ORDER BY l.resource COLLATE "C", l.node COLLATE "C"
+  ON CONFLICT ON CONSTRAINT lease_report_pkey DO UPDATE
+     SET holder = excluded.holder, epoch = excluded.epoch, has_ended = excluded.has_ended,
+         expires_at = excluded.expires_at, heard_at = DEFAULT, version = excluded.version,
+         learned_from = excluded.learned_from, local_xid = DEFAULT, number = DEFAULT
+   WHERE (excluded.epoch, excluded.has_ended, excluded.version) > (r.epoch, r.has_ended, r.version);
+
+  INSERT INTO coord.intent_report (agent, run_id, scope, node, op_id, epoch, holder, learned_from)
+  SELECT i.agent, i.run_id, i.scope, i.node, i.op_id, i.epoch, i.holder, sender
+    FROM jsonb_array_elements(reports) AS e(report)
+   CROSS JOIN LATERAL jsonb_to_record(e.report -> 'run')
+     AS i(agent text, run_id text, scope text, node text, op_id text, epoch bigint, holder text)
+   WHERE e.report ? 'run' AND NOT EXISTS (SELECT FROM coord.local_node n WHERE n.name = i.node)
+   ORDER BY i.agent COLLATE "C", i.run_id COLLATE "C", i.scope COLLATE "C", i.node COLLATE "C"
+  ON CONFLICT DO NOTHING
+$$;
+COMMENT ON FUNCTION report_learn(text, jsonb) IS 'keeps the reports that are newer than what is known';
+
+CREATE TRIGGER gossip_wake BEFORE INSERT ON intent_report
+  FOR EACH ROW WHEN (NEW.learned_from IS NULL) EXECUTE FUNCTION gossip_wake();
+COMMENT ON TRIGGER gossip_wake ON intent_report IS 'a committed run is pushed to the peers at commit';
+
+-- What a node held that has left, or was removed here, keeps nobody waiting. Its epochs still count, and
+-- so does what it reports later.
+CREATE FUNCTION lease_report_lapse() RETURNS trigger
+  LANGUAGE plpgsql
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+BEGIN
+  UPDATE coord.lease_report r SET expires_at = coord.lease_now()
+   WHERE r.node = OLD.node AND r.learned_from IS NOT NULL AND r.expires_at > coord.lease_now();
+  RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION lease_report_lapse() IS 'takes the leases of a node for expired that is no member any more';
+CREATE TRIGGER lease_report_lapse AFTER DELETE ON member
+  FOR EACH ROW EXECUTE FUNCTION lease_report_lapse();
+COMMENT ON TRIGGER lease_report_lapse ON member IS 'leases of a node that has left count as expired';
+
+-- Runs committed before the database became a node.
+CREATE FUNCTION intent_report_own() RETURNS bigint
+  LANGUAGE sql VOLATILE
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+  WITH reported AS (
+    INSERT INTO coord.intent_report (agent, run_id, scope, node, op_id, epoch, holder)
+    SELECT i.agent, i.run_id, i.scope, n.name, i.op_id, i.epoch, i.holder
+      FROM coord.local_node n
+     CROSS JOIN coord.intent i
+     WHERE i.status = 'committed' AND NOT EXISTS (SELECT FROM coord.intent_report r WHERE r.learned_from IS NULL)
+    ON CONFLICT DO NOTHING
+    RETURNING 1)
+  SELECT count(*) FROM reported
+$$;
+COMMENT ON FUNCTION intent_report_own() IS 'reports the committed runs of this node, if none is reported yet; returns how many there are';
+
+REVOKE ALL ON FUNCTION intent_report_own(), lease_report_lapse(), report_body(lease_report), report_body(intent_report), report_since(xid8[], xid8, xid8, bigint, pg_snapshot, bigint, text), report_learn(text, jsonb) FROM PUBLIC;
+GRANT SELECT ON report_cursor TO coord_monitor;

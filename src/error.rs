@@ -402,6 +402,18 @@ pub fn lease_held(resource: &str, detail: impl Into<String>) -> Error {
     .detail(detail)
 }
 
+/// A lease that another node has granted, by what was heard from it.
+pub fn lease_held_elsewhere(resource: &str, detail: impl Into<String>, node: &str) -> Error {
+    Error::new(
+        SqlState::NotReady,
+        format!("lease \"{resource}\" is held on another node"),
+    )
+    .detail(detail)
+    .hint(format!(
+        "Acquire it on node \"{node}\", or here once it has ended there."
+    ))
+}
+
 /// A lease that is free, but that transactions in flight have written under, or that others acquire.
 pub fn lease_busy(resource: &str, detail: impl Into<String>, hint: &str) -> Error {
     Error::new(

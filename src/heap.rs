@@ -101,6 +101,15 @@ impl Table {
         unsafe { (*self.relation).rd_id }.to_u32()
     }
 
+    /// Whether nothing was ever written to it, or all of it was cleared away.
+    pub fn is_empty(&self) -> bool {
+        // SAFETY: the relation is open.
+        let blocks = unsafe {
+            pg_sys::RelationGetNumberOfBlocksInFork(self.relation, pg_sys::ForkNumber::MAIN_FORKNUM)
+        };
+        blocks == 0
+    }
+
     fn columns(&self) -> pg_sys::TupleDesc {
         // SAFETY: the relation is open.
         unsafe { (*self.relation).rd_att }

@@ -38,6 +38,7 @@ extension_sql_file!(
 );
 extension_sql_file!("../sql/lease.sql", name = "lease", requires = ["health"]);
 extension_sql_file!("../sql/intent.sql", name = "intent", requires = ["lease"]);
+extension_sql_file!("../sql/report.sql", name = "report", requires = ["intent"]);
 
 static PRELOADED: AtomicBool = AtomicBool::new(false);
 

@@ -4,7 +4,6 @@
 
 use std::sync::atomic::Ordering;
 
-
 use super::control;
 use super::statistics::{Contact, all_contacts, contact, with_all_contacts, with_contact};
 use crate::clock::vclock::{self, MAX_COUNTER, Vclock};

@@ -1,6 +1,6 @@
 //! Gossip: how nodes come to hold the same states.
 //!
-//! `snapshot` and `protocol` are rules without a server; `replica` runs them on the database,
+//! `snapshot`, `protocol` and `report` are rules without a server; `replica` runs them on the database,
 //! `transport` carries messages (`tls`, `credentials` and `passfile` are its keys), `worker` and `launcher` do it in the background.
 
 mod background;
@@ -13,6 +13,8 @@ mod passfile;
 mod peers;
 pub mod protocol;
 mod replica;
+mod report;
+mod reporter;
 pub mod snapshot;
 mod sql;
 pub(crate) mod statistics;

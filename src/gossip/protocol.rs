@@ -16,6 +16,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::report::{ReportBatch, Reports};
 use super::snapshot::Snapshot;
 use crate::clock::vclock::{self, Vclock};
 use crate::crdt::constraint_state::{self, ConstraintState};
@@ -24,7 +25,7 @@ use crate::node::detector::Heartbeats;
 use crate::node::identity::{self, Hello};
 use crate::node::incarnation::{self, Admission, Past, Testimony};
 
-/// Raised when a message can no longer be read by the version before. 2 added heartbeats.
+/// Raised when a message can no longer be read by the version before. 2 added heartbeats and reports.
 pub const VERSION: u8 = 2;
 
 /// The version before, which a node still reads, and speaks to whoever does not know its own.
@@ -121,6 +122,9 @@ pub struct Message {
     /// Who is alive. Follows the rest from version 2 on.
     #[serde(skip)]
     pub heartbeats: Heartbeats,
+    /// Leases and committed runs; follows the heartbeats. Absent from a speaker that takes none now.
+    #[serde(skip)]
+    pub reports: Option<Reports>,
 }
 
 impl Message {
@@ -128,7 +132,8 @@ impl Message {
     pub fn encode(&self, version: u8) -> Result<Vec<u8>> {
         let mut bytes = postcard::to_extend(self, vec![version]);
         if version >= 2 {
-            bytes = bytes.and_then(|bytes| postcard::to_extend(&self.heartbeats, bytes));
+            let added = (&self.heartbeats, &self.reports);
+            bytes = bytes.and_then(|bytes| postcard::to_extend(&added, bytes));
         }
         bytes.map_err(|error| malformed_binary("gossip message", format!("{error}.")))
     }
@@ -150,7 +155,7 @@ impl Message {
         let version = Self::version(bytes)?;
         let (mut message, mut rest): (Self, &[u8]) = take(&bytes[1..])?;
         if version >= 2 {
-            (message.heartbeats, rest) = take(rest)?;
+            ((message.heartbeats, message.reports), rest) = take(rest)?;
         }
         if !rest.is_empty() {
             return Err(malformed("Bytes follow the message."));
@@ -173,6 +178,7 @@ impl Message {
             Vclock::validate(&claim.ceiling)?;
         }
         self.heartbeats.check()?;
+        self.reports.as_ref().map_or(Ok(()), Reports::check)?;
         self.position.as_ref().map_or(Ok(()), check_position)?;
         self.batch.as_ref().map_or(Ok(()), check_batch)
     }
@@ -193,7 +199,7 @@ fn check_place(place: &str) -> Result<()> {
     Ok(())
 }
 
-fn check_position(position: &Position) -> Result<()> {
+pub fn check_position(position: &Position) -> Result<()> {
     if position.space.len() > MAX_SPACE_BYTES || position.space.contains('\0') {
         return Err(malformed(
             "The space of a position is too long or has a NUL.",
@@ -294,6 +300,8 @@ pub struct Heard {
     pub is_mistrusted: bool,
     /// The peer does not know its life yet, and takes nothing.
     pub is_asking: bool,
+    /// How far it has been given this node's reports; None while it takes none.
+    pub reports: Option<Position>,
 }
 
 impl Heard {
@@ -324,6 +332,8 @@ impl Heard {
         }
         self.position.clone_from(&message.position);
         self.resync = message.resync;
+        let reports = message.reports.as_ref();
+        self.reports = reports.map(|reports| reports.position.clone());
     }
 
     /// Decides whether the peer is to be given changes, and from where.
@@ -512,8 +522,49 @@ pub trait Replica {
     /// A peer has said who is alive; itself it is.
     fn hear(&mut self, peer: &str, heartbeats: &Heartbeats) -> Result<()>;
 
+    /// How far this node has been given the peer's reports; None where it has no place for any.
+    fn reports_position(&mut self, peer: &str) -> Result<Option<Position>>;
+
+    /// The reports that a reader at a position lacks; None when it lacks none. They are told once what
+    /// `feed` reads afterwards may be.
+    fn report(&mut self, peer: &str, position: &Position) -> Result<Option<ReportBatch>>;
+
+    /// Keeps what is newer than what is known, and moves the position with it in the same transaction
+    /// where the batch continues it.
+    fn learn_reports(&mut self, peer: &str, batch: &ReportBatch) -> Result<()>;
+
     /// The peer has left the mesh.
     fn part(&mut self, peer: &str) -> Result<()>;
+}
+
+/// What a message says of reports, for a reader that stands at `reader`, if it takes any.
+fn speak_of_reports(
+    replica: &mut dyn Replica,
+    peer: &str,
+    reader: Option<&Position>,
+) -> Result<Option<Reports>> {
+    if !replica.hello()?.is_confirmed {
+        return Ok(None);
+    }
+    let Some(position) = replica.reports_position(peer)? else {
+        return Ok(None);
+    };
+    let batch = reader.map_or(Ok(None), |reader| replica.report(peer, reader))?;
+    Ok(Some(Reports { position, batch }))
+}
+
+/// Takes in the reports of a message. Where this node stands afterwards, it says in its own.
+fn receive_reports(replica: &mut dyn Replica, message: &Message) -> Result<()> {
+    let batch = message
+        .reports
+        .as_ref()
+        .and_then(|reports| reports.batch.as_ref());
+    match batch {
+        Some(batch) if replica.hello()?.is_confirmed => {
+            replica.learn_reports(&message.hello.name, batch)
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Takes in a message, whoever spoke first. A node that does not know its life takes nothing: what
@@ -545,6 +596,7 @@ fn speak(replica: &mut dyn Replica, peer: &str, feed: &Feed) -> Result<Message> 
         log_position: feed.log_position,
         about_you: None,
         heartbeats: replica.heartbeats()?,
+        reports: None,
     })
 }
 
@@ -560,6 +612,7 @@ fn speak_to_superseded(replica: &mut dyn Replica, peer: &str) -> Result<Message>
         log_position: 0,
         about_you: replica.testimony(peer)?,
         heartbeats: Heartbeats::default(),
+        reports: None,
     })
 }
 
@@ -688,14 +741,20 @@ pub fn respond(
         });
     }
     let absorbed = receive(replica, request)?;
+    receive_reports(replica, request)?;
     heard.listen(request);
     if request.leaving {
         replica.part(peer)?;
     }
+    let reports = match &heard.reports {
+        Some(position) => speak_of_reports(replica, peer, Some(position))?,
+        None => None,
+    };
     let feed = replica.feed(peer, Some(heard))?;
     note_covered(heard, &feed)?;
     judge(replica, &feed, request, heard)?;
     let mut message = speak(replica, peer, &feed)?;
+    message.reports = reports;
     if admission == Admission::Asking {
         message.about_you = replica.testimony(peer)?;
     }
@@ -743,6 +802,8 @@ pub struct Round {
     gave_anew: bool,
     /// Where the peer stands if it has stored what it was given.
     expected: Option<Position>,
+    /// The last reports it was given.
+    reported: Option<ReportBatch>,
     pub sent: u64,
     pub received: u64,
     pub changed: u64,
@@ -764,6 +825,7 @@ impl Round {
             gave_all: true,
             gave_anew: false,
             expected: None,
+            reported: None,
             sent: 0,
             received: 0,
             changed: 0,
@@ -780,6 +842,7 @@ impl Round {
     /// The next message to the peer.
     pub fn compose(&mut self, replica: &mut dyn Replica, heard: &mut Heard) -> Result<Message> {
         self.asks = !heard.has_spoken() || (self.steps == 0 && !heard.is_placed());
+        let reports = self.speak_of_reports(replica, heard)?;
         let is_given = !self.asks && (self.steps == 0 || self.may_give());
         let feed = replica.feed(&self.peer, is_given.then_some(&*heard))?;
         note_covered(heard, &feed)?;
@@ -790,10 +853,25 @@ impl Round {
             message.claim.clone_from(&self.told);
         }
         message.batch = message.batch.filter(|_| self.may_give());
+        self.reported = reports.as_ref().and_then(|reports| reports.batch.clone());
+        message.reports = reports;
         self.steps += 1;
         self.has_asked = !message.hello.is_confirmed;
         self.note_given(message.batch.as_ref(), heard);
         Ok(message)
+    }
+
+    /// Reports are no part of a round in somebody's transaction: the rows it would write are written by
+    /// every other exchange as well, and these would wait for its end.
+    fn speak_of_reports(
+        &self,
+        replica: &mut dyn Replica,
+        heard: &Heard,
+    ) -> Result<Option<Reports>> {
+        match self.commitment {
+            Commitment::EachStep => speak_of_reports(replica, &self.peer, heard.reports.as_ref()),
+            Commitment::AtTheEnd => Ok(None),
+        }
     }
 
     /// Of a row changed by a transaction that may still roll back neither version can be given: not
@@ -833,6 +911,7 @@ impl Round {
         }
         self.has_taken = true;
         let absorbed = receive(replica, reply)?;
+        receive_reports(replica, reply)?;
         self.received += absorbed.received;
         self.changed += absorbed.changed;
         let feed = replica.feed(&self.peer, None)?;
@@ -858,8 +937,34 @@ impl Round {
         };
         let has_news = absorbed.learned && self.commitment == Commitment::EachStep;
         let goes_on = self.steps < MAX_STEPS
-            && (takes_more || has_news || self.gives_more(replica, heard)?);
+            && (takes_more
+                || has_news
+                || self.gives_more(replica, heard)?
+                || self.takes_more_reports(replica, reply)?
+                || self.gives_more_reports(replica, heard)?);
         Ok(if goes_on { Next::Again } else { Next::Done })
+    }
+
+    fn takes_more_reports(&self, replica: &mut dyn Replica, reply: &Message) -> Result<bool> {
+        let batch = reply
+            .reports
+            .as_ref()
+            .and_then(|reports| reports.batch.as_ref());
+        match batch.filter(|batch| batch.is_cut_off()) {
+            Some(batch) => Ok(replica.reports_position(&self.peer)?.as_ref() == Some(&batch.next)),
+            None => Ok(false),
+        }
+    }
+
+    fn gives_more_reports(&self, replica: &mut dyn Replica, heard: &Heard) -> Result<bool> {
+        match (&self.reported, &heard.reports) {
+            (Some(given), Some(position)) => Ok(given.is_cut_off() && given.next == *position),
+            // Where the peer stands was not known before it answered.
+            (None, Some(position)) if self.asks => {
+                Ok(replica.report(&self.peer, position)?.is_some())
+            }
+            _ => Ok(false),
+        }
     }
 
     /// Whether the peer lacks what it has not been given in this round. That it lacks something is

@@ -11,6 +11,7 @@ use super::detector;
 use super::protocol::{
     self, Absorbed, Batch, Claim, Feed, Heard, Holding, Position, Replica, Row, Start, Window,
 };
+use super::report::{self, Report, ReportBatch};
 use super::snapshot::Snapshot;
 use super::statistics;
 use super::tally::Tally;
@@ -41,6 +42,13 @@ pub enum Standpoint {
 /// Rows for a peer, and the last of them, (xid, name), when there are more.
 struct Changes {
     rows: Vec<Row>,
+    cut_off: Option<(u64, String)>,
+}
+
+/// The same of reports; those that came from the peer itself are counted and left out.
+struct ChangedReports {
+    count: usize,
+    rows: Vec<Report>,
     cut_off: Option<(u64, String)>,
 }
 
@@ -119,6 +127,27 @@ impl<'s> Database<'s> {
         vclock::merge(Vclock::parse(&learned)?, Vclock::parse(&own)?)
     }
 
+    /// Where a reader is that has been given what `until` sees, or a part of it.
+    fn next_position(
+        &self,
+        start: &Position,
+        until: Snapshot,
+        cut_off: Option<(u64, String)>,
+    ) -> Position {
+        Position {
+            space: self.space.clone(),
+            given: match cut_off {
+                None => Some(until.clone()),
+                Some(_) => start.given.clone(),
+            },
+            window: cut_off.map(|(after_xid, after_name)| Window {
+                until,
+                after_xid,
+                after_name,
+            }),
+        }
+    }
+
     fn batch(
         &self,
         peer: &str,
@@ -131,18 +160,7 @@ impl<'s> Database<'s> {
         let is_current = window.is_none();
         let Changes { rows, cut_off } = self.changes(peer, &start, &until)?;
         let is_exhausted = cut_off.is_none();
-        let next = Position {
-            space: self.space.clone(),
-            given: match cut_off {
-                None => Some(until.clone()),
-                Some(_) => start.position.given.clone(),
-            },
-            window: cut_off.map(|(after_xid, after_name)| Window {
-                until,
-                after_xid,
-                after_name,
-            }),
-        };
+        let next = self.next_position(&start.position, until, cut_off);
         Ok(Batch {
             start: start.position,
             covered_below: start.covered_below,
@@ -157,19 +175,12 @@ impl<'s> Database<'s> {
     /// there are more.
     fn changes(&self, peer: &str, start: &Start, until: &Snapshot) -> Result<Changes> {
         let given = start.position.given.as_ref();
-        let in_progress: Vec<i64> = given.map_or_else(Vec::new, |given| {
-            given
-                .in_progress
-                .iter()
-                .map(|xid| xid.cast_signed())
-                .collect()
-        });
         let window = start.position.window.as_ref();
         let limit = i64::from(guc::GOSSIP_BATCH.get());
         let found = self.spi.read(
             CHANGES,
             &[
-                Value::Ints(&in_progress),
+                Value::Ints(&in_progress_at(given)),
                 Value::Int(given.map_or(0, |given| given.xmax.cast_signed())),
                 Value::Int(window.map_or(0, |window| window.after_xid.cast_signed())),
                 Value::Text(Some(window.map_or("", |window| &window.after_name))),
@@ -206,6 +217,47 @@ impl<'s> Database<'s> {
         Ok(Changes {
             rows,
             cut_off: last.filter(|_| is_cut_off),
+        })
+    }
+
+    /// Reports changed since `start` as far as `until` sees them, and where they were cut off when there
+    /// are more.
+    fn changed_reports(
+        &self,
+        peer: &str,
+        start: &Position,
+        until: &Snapshot,
+    ) -> Result<ChangedReports> {
+        let given = start.given.as_ref();
+        let window = start.window.as_ref();
+        let limit = i64::from(guc::GOSSIP_BATCH.get());
+        let found = self.spi.read(
+            REPORTS,
+            &[
+                Value::Ints(&in_progress_at(given)),
+                Value::Int(given.map_or(0, |given| given.xmax.cast_signed())),
+                Value::Int(window.map_or(0, |window| window.after_xid.cast_signed())),
+                Value::Text(Some(window.map_or("0", |window| &window.after_name))),
+                Value::Text(Some(&until.to_string())),
+                Value::Int(limit),
+                Value::Text(Some(peer)),
+            ],
+        );
+        let mut rows = Vec::with_capacity(found.len());
+        let mut last = None;
+        for index in 0..found.len() {
+            last = Some((
+                required::<i64>(&found, index, 0)?.cast_unsigned(),
+                required(&found, index, 1)?,
+            ));
+            if let Some(report) = found.get::<String>(index, 2) {
+                rows.push(parse_report(&report)?);
+            }
+        }
+        Ok(ChangedReports {
+            count: found.len(),
+            rows,
+            cut_off: last.filter(|_| found.len() as i64 == limit),
         })
     }
 
@@ -417,27 +469,10 @@ impl<'s> Database<'s> {
             return Ok((None, false));
         }
         let resync = rows.get(0, 5).unwrap_or(false);
-        let Some(space) = rows.get::<String>(0, 0) else {
+        if rows.get::<String>(0, 0).is_none() {
             return Ok((None, resync));
-        };
-        let snapshot = |column| {
-            rows.get::<String>(0, column)
-                .map(|text| Snapshot::parse(&text))
-                .transpose()
-        };
-        let window = match (snapshot(2)?, rows.get::<i64>(0, 3), rows.get(0, 4)) {
-            (Some(until), Some(after_xid), Some(after_name)) => Some(Window {
-                until,
-                after_xid: after_xid.cast_unsigned(),
-                after_name,
-            }),
-            _ => None,
-        };
-        let position = Position {
-            space,
-            given: snapshot(1)?,
-            window,
-        };
+        }
+        let position = stored_position(&rows)?;
         Ok((Some(position), resync))
     }
 
@@ -499,6 +534,45 @@ impl<'s> Database<'s> {
     }
 }
 
+/// Transactions that a reader has not been given although later ones were.
+fn in_progress_at(given: Option<&Snapshot>) -> Vec<i64> {
+    let listed = given.map_or(&[][..], |given| &given.in_progress);
+    listed.iter().map(|xid| xid.cast_signed()).collect()
+}
+
+/// The position in the one row of a cursor: space, given, until, and the last row given.
+fn stored_position(rows: &Rows) -> Result<Position> {
+    let snapshot = |column| {
+        rows.get::<String>(0, column)
+            .map(|text| Snapshot::parse(&text))
+            .transpose()
+    };
+    let window = match (snapshot(2)?, rows.get::<i64>(0, 3), rows.get(0, 4)) {
+        (Some(until), Some(after_xid), Some(after_name)) => Some(Window {
+            until,
+            after_xid: after_xid.cast_unsigned(),
+            after_name,
+        }),
+        _ => None,
+    };
+    Ok(Position {
+        space: required(rows, 0, 0)?,
+        given: snapshot(1)?,
+        window,
+    })
+}
+
+/// A report as the table gives it.
+fn parse_report(json: &str) -> Result<Report> {
+    serde_json::from_str(json)
+        .map_err(|failure| error::data_corrupted(format!("a report cannot be read: {failure}")))
+}
+
+fn to_json(reports: &[Report]) -> Result<String> {
+    serde_json::to_string(reports)
+        .map_err(|failure| error::data_corrupted(format!("a report cannot be stored: {failure}")))
+}
+
 /// Rows of `$1` (in progress at the start) and from `$2` on, after the row (`$3`, `$4`), as far as
 /// snapshot `$5` sees them. Two index ranges, each limited by itself, so that a full giving of many
 /// rows costs each batch only its own rows.
@@ -535,6 +609,18 @@ const STORE_CURSOR: &CStr = c"
            ceiling = c.ceiling OPERATOR(coord.||) excluded.ceiling,
            log_position = greatest(c.log_position, excluded.log_position)
      WHERE $2 OR NOT c.ceiling OPERATOR(coord.@>) excluded.ceiling";
+
+const REPORTS: &CStr = c"
+    SELECT r.local_xid::text::bigint, r.number::text, r.report::text
+      FROM coord.report_since(ARRAY(SELECT x::text::xid8 FROM unnest($1) x), $2::text::xid8,
+                              $3::text::xid8, $4::bigint, $5::pg_snapshot, $6, $7) r";
+
+const STORE_REPORT_CURSOR: &CStr = c"
+    INSERT INTO coord.report_cursor AS c (node, space, given, until, after_xid, after_number)
+    VALUES ($1, $2, $3::pg_snapshot, $4::pg_snapshot, $5, $6::bigint)
+    ON CONFLICT (node) DO UPDATE
+       SET space = excluded.space, given = excluded.given, until = excluded.until,
+           after_xid = excluded.after_xid, after_number = excluded.after_number";
 
 fn required<T: pgrx::FromDatum + pgrx::IntoDatum>(
     rows: &Rows,
@@ -737,6 +823,72 @@ impl Replica for Database<'_> {
 
     fn hear(&mut self, peer: &str, heartbeats: &Heartbeats) -> Result<()> {
         detector::hear(&self.local.name, peer, heartbeats)
+    }
+
+    fn reports_position(&mut self, peer: &str) -> Result<Option<Position>> {
+        let places = self.spi.read(
+            c"SELECT to_regclass('coord.report_cursor') IS NOT NULL",
+            &[],
+        );
+        if !required::<bool>(&places, 0, 0)? {
+            return Ok(None);
+        }
+        let rows = self.spi.write(
+            c"SELECT space, given::text, until::text, after_xid, after_number::text
+                FROM coord.report_cursor WHERE node = $1",
+            &[Value::Text(Some(peer))],
+        );
+        if rows.is_empty() {
+            return Ok(Some(report::nowhere()));
+        }
+        stored_position(&rows).map(Some)
+    }
+
+    fn report(&mut self, peer: &str, position: &Position) -> Result<Option<ReportBatch>> {
+        let start = report::start(position, &self.space);
+        self.spi.with_snapshot(|_| {
+            let until = match &start.window {
+                Some(window) => window.until.clone(),
+                None => self.told_snapshot()?,
+            };
+            let found = self.changed_reports(peer, &start, &until)?;
+            let batch = ReportBatch {
+                rows: found.rows,
+                next: self.next_position(&start, until, found.cut_off),
+                start,
+            };
+            Ok(Some(batch).filter(|batch| batch.is_worth_telling(found.count)))
+        })
+    }
+
+    fn learn_reports(&mut self, peer: &str, batch: &ReportBatch) -> Result<()> {
+        let Some(stored) = self.reports_position(peer)? else {
+            return Ok(());
+        };
+        self.spi.write(
+            c"SELECT coord.report_learn($1, $2::jsonb)",
+            &[
+                Value::Text(Some(peer)),
+                Value::Text(Some(&to_json(&batch.rows)?)),
+            ],
+        );
+        if !batch.continues(&stored) {
+            return Ok(());
+        }
+        let snapshot = |snapshot: Option<&Snapshot>| snapshot.map(Snapshot::to_string);
+        let window = batch.next.window.as_ref();
+        self.spi.write(
+            STORE_REPORT_CURSOR,
+            &[
+                Value::Text(Some(peer)),
+                Value::Text(Some(&batch.next.space)),
+                Value::Text(snapshot(batch.next.given.as_ref()).as_deref()),
+                Value::Text(snapshot(window.map(|window| &window.until)).as_deref()),
+                Value::Int(window.map_or(0, |window| window.after_xid.cast_signed())),
+                Value::Text(window.map(|window| window.after_name.as_str())),
+            ],
+        );
+        Ok(())
     }
 
     fn part(&mut self, peer: &str) -> Result<()> {

@@ -108,6 +108,53 @@ fn one_node_relays_between_two_that_are_cut_off() {
     assert_eq!((traffic.requests, traffic.batches), (1, 0));
 }
 
+/// A node grants, renews or ends a lease.
+fn change_lease(mesh: &mut Mesh, node: usize, resource: &str) {
+    let handle = mesh.nodes[node].begin();
+    mesh.nodes[node].change_lease(handle, resource);
+    mesh.commit(node, handle);
+}
+
+#[test]
+fn reports_of_leases_are_passed_on() {
+    let mut mesh = settled(3, 3);
+    mesh.links.cut(0, 1);
+    for resource in ["r0", "r1", "r0"] {
+        change_lease(&mut mesh, 0, resource);
+    }
+    mesh.exchange(2, 0);
+    mesh.exchange(2, 1);
+    assert!(mesh.agrees_on_reports());
+    // A lease that is known from elsewhere is granted above it, and both are known.
+    change_lease(&mut mesh, 1, "r0");
+    let epochs: Vec<i64> = mesh.nodes[1]
+        .reports()
+        .map(|(_, report)| report.epoch)
+        .collect();
+    assert_eq!(epochs, [1, 2, 1]);
+    mesh.links.heal();
+    settle(&mut mesh);
+    assert!(mesh.agrees_on_reports());
+}
+
+#[test]
+fn many_reports_go_in_parts_and_once() {
+    let mut mesh = settled(2, 1);
+    mesh.nodes[0].limit = 2;
+    for resource in 0..9 {
+        change_lease(&mut mesh, 0, &format!("r{resource}"));
+    }
+    let (traffic, _) = mesh.exchange(1, 0);
+    assert!(mesh.agrees_on_reports());
+    assert_eq!(traffic.reports, 9);
+    settle(&mut mesh);
+    // One of nine is renewed.
+    change_lease(&mut mesh, 0, "r4");
+    let (traffic, _) = mesh.exchange(0, 1);
+    assert!(mesh.agrees_on_reports());
+    assert_eq!((traffic.reports, traffic.requests), (1, 1));
+}
+
 #[test]
 fn windows_go_on_while_rows_change() {
     let mut mesh = Mesh::new(2, 1);

@@ -17,6 +17,7 @@ use super::detector;
 use super::peers::{self, Peer};
 use super::protocol::{Commitment, Heard, Message, Next, Round};
 use super::replica::{Database, Standpoint};
+use super::reporter::Reporter;
 use super::statistics;
 use super::transport::{Outcome, Request, Transport};
 use crate::guc;
@@ -100,6 +101,7 @@ struct Worker {
     /// What the peers have been told to expect.
     told_interval: Duration,
     leases: Keeper,
+    reporter: Reporter,
 }
 
 #[pg_guard]
@@ -130,6 +132,7 @@ pub extern "C-unwind" fn pg_test_worker_main(argument: pg_sys::Datum) {
         last_judged: Instant::now(),
         told_interval: interval(),
         leases: Keeper::new(run_transaction),
+        reporter: Reporter::new(),
         random: Instant::now().elapsed().as_nanos() as u64
             ^ u64::from(oid) << 32
             ^ u64::from(std::process::id()),
@@ -231,7 +234,7 @@ impl Worker {
             }
             self.watch_peers();
             if self.extension.is_some() && self.is_needed() {
-                self.leases.attend();
+                self.attend_to_leases();
             }
             report_activity(None);
             let elapsed = last_tick.map_or(Duration::ZERO, |last| last.elapsed());
@@ -242,6 +245,14 @@ impl Worker {
                     .min(watch_interval())
                     .min(self.leases.due().unwrap_or(Duration::MAX)),
             );
+        }
+    }
+
+    fn attend_to_leases(&mut self) {
+        let changed = self.leases.attend();
+        let pace = interval().min(LONGEST_UNAWARE);
+        if self.reporter.attend(&changed, pace) {
+            self.push();
         }
     }
 
@@ -346,6 +357,7 @@ impl Worker {
                     self.contacts.clear();
                     self.transport = start_transport();
                     self.leases.reopen();
+                    self.reporter = Reporter::new();
                 }
                 self.update_contacts(peers);
                 self.set_confirmed(is_confirmed);

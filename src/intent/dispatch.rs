@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use crate::error::{Result, bad_argument};
 use crate::lease::grant::{Lease, Standing};
+use crate::lease::report::Reported;
 
 /// What a run has come to. A later one counts for more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -62,16 +63,21 @@ pub enum Decision {
 }
 
 /// Whether `holder`, who claims `epoch` of the agent's lease, may dispatch the run; `committed` is the
-/// record that it has happened.
+/// record that it has happened. A later grant on another node counts for more than the last one here.
 pub fn decide(
     committed: Option<String>,
     lease: Option<&Lease>,
+    elsewhere: Option<&Reported>,
     holder: &str,
     epoch: i64,
     now: i64,
 ) -> Decision {
     if let Some(operation) = committed {
         return Decision::AlreadyCommitted { operation };
+    }
+    let last = lease.map_or(0, |lease| lease.epoch);
+    if let Some(report) = elsewhere.filter(|report| report.epoch > last) {
+        return decide_by_hearsay(report, epoch);
     }
     let Some(lease) = lease else {
         return Decision::NotHeld;
@@ -85,6 +91,17 @@ pub fn decide(
             current: lease.epoch,
             holder: lease.holder.clone(),
         },
+    }
+}
+
+/// Hearsay can say that an epoch is over, never that one is current.
+fn decide_by_hearsay(report: &Reported, epoch: i64) -> Decision {
+    if report.has_ended || epoch >= report.epoch {
+        return Decision::NotHeld;
+    }
+    Decision::StaleEpoch {
+        current: report.epoch,
+        holder: report.holder.clone(),
     }
 }
 
@@ -122,12 +139,47 @@ mod tests {
     }
 
     fn decided(lease: Option<&Lease>, holder: &str, epoch: i64, now: i64) -> Decision {
-        decide(None, lease, holder, epoch, now)
+        decide(None, lease, None, holder, epoch, now)
+    }
+
+    #[test]
+    fn hearsay_never_lets_anybody_proceed() {
+        let report = |epoch, has_ended| Reported {
+            node: "n".to_owned(),
+            holder: "c".to_owned(),
+            epoch,
+            has_ended,
+            expires_at: 100,
+            heard_at: 0,
+        };
+        let by = |lease, report: &Reported, holder, epoch| {
+            decide(None, lease, Some(report), holder, epoch, 99)
+        };
+        let stale = Decision::StaleEpoch {
+            current: 4,
+            holder: "c".to_owned(),
+        };
+        let heard = report(4, false);
+        assert_eq!(by(None, &heard, "b", 3), stale);
+        assert_eq!(by(None, &heard, "c", 4), Decision::NotHeld);
+        assert_eq!(by(None, &heard, "c", 5), Decision::NotHeld);
+        assert_eq!(by(None, &report(4, true), "b", 3), Decision::NotHeld);
+        // A grant here is over once a later one was heard, and not before.
+        let held = lease(None);
+        assert_eq!(by(Some(&held), &heard, "b", 2), stale);
+        assert_eq!(
+            by(Some(&held), &report(2, false), "b", 2),
+            Decision::Proceed
+        );
+        assert_eq!(
+            by(Some(&held), &report(1, false), "b", 2),
+            Decision::Proceed
+        );
     }
 
     #[test]
     fn what_has_happened_comes_first() {
-        let committed = decide(Some("op-1".to_owned()), None, "a", 1, 0);
+        let committed = decide(Some("op-1".to_owned()), None, None, "a", 1, 0);
         assert_eq!(
             committed.to_json(1).to_string(),
             r#"{"decision":{"committed_op_id":"op-1","decision":"already_committed"},"may_dispatch":false}"#

@@ -1,4 +1,5 @@
 //! Intents: whether an agent may do an effect that must happen once.
 
 pub mod dispatch;
+pub mod report;
 mod sql;

@@ -1,5 +1,7 @@
 //! Binds intents to SQL; the declarations are in `sql/intent.sql`.
 
+use std::cmp::Reverse;
+
 use pgrx::JsonB;
 use pgrx::prelude::*;
 
@@ -18,6 +20,15 @@ mod column {
     pub const COUNT: usize = 9;
 }
 
+/// Columns of `coord.intent_report`, from 0.
+mod report_column {
+    pub const AGENT: usize = 0;
+    pub const RUN: usize = 1;
+    pub const OPERATION: usize = 4;
+    pub const EPOCH: usize = 5;
+    pub const COUNT: usize = 11;
+}
+
 /// Raises 22023 for what cannot be recorded.
 #[pg_extern(sql = false)]
 fn intent_check(
@@ -34,19 +45,46 @@ fn intent_check(
     dispatch::check_scope(scope)?;
     Status::parse(status)?;
     let lease = Leases::open(Access::Read).find(agent);
-    dispatch::check_issued(agent, epoch, lease.map_or(0, |found| found.lease.epoch))?;
+    let here = lease.map_or(0, |found| found.lease.epoch);
+    let elsewhere = store::elsewhere(&Latest::take(), agent).highest_epoch();
+    dispatch::check_issued(agent, epoch, here.max(elsewhere))?;
     Ok(true)
 }
 
-/// The record, in any scope, that a run has been committed, by the latest snapshot.
-fn committed(agent: &str, run_id: &str) -> Option<String> {
+/// The record, in any scope, that a run has been committed on any node, as far as was heard here. Of
+/// several every node names the same.
+fn committed(seen: &Latest, agent: &str, run_id: &str) -> Option<String> {
+    let keys = [
+        (report_column::AGENT as i16 + 1, agent),
+        (report_column::RUN as i16 + 1, run_id),
+    ];
+    let mut found: Option<(i64, Reverse<String>)> = None;
+    let table = Table::open(c"intent_report", Access::Read);
+    table.scan(seen, Some(c"intent_report_pkey"), &keys, |row| {
+        let values = row.values::<{ report_column::COUNT }>();
+        // SAFETY: the types are those of sql/intent.sql.
+        let record = unsafe {
+            let operation = values.get::<String>(report_column::OPERATION);
+            values.get(report_column::EPOCH).zip(operation)
+        };
+        found = found
+            .take()
+            .max(record.map(|(epoch, name)| (epoch, Reverse(name))));
+        true
+    });
+    let reported = found.map(|(_, Reverse(operation))| operation);
+    reported.or_else(|| committed_here(seen, agent, run_id))
+}
+
+/// The same where the database is no node, which reports nothing.
+fn committed_here(seen: &Latest, agent: &str, run_id: &str) -> Option<String> {
     let keys = [
         (column::AGENT as i16 + 1, agent),
         (column::RUN as i16 + 1, run_id),
     ];
     let mut found = None;
     let table = Table::open(c"intent", Access::Read);
-    table.scan(&Latest::take(), Some(c"intent_pkey"), &keys, |row| {
+    table.scan(seen, Some(c"intent_pkey"), &keys, |row| {
         let values = row.values::<{ column::COUNT }>();
         // SAFETY: the types are those of sql/intent.sql.
         let (status, operation) = unsafe {
@@ -66,9 +104,11 @@ fn committed(agent: &str, run_id: &str) -> Option<String> {
 #[pg_extern(sql = false)]
 fn fence_check(agent: &str, run_id: &str, holder: &str, epoch: i64) -> JsonB {
     let lease = Leases::open(Access::Read).find(agent);
+    let seen = Latest::take();
     let decision = dispatch::decide(
-        committed(agent, run_id),
+        committed(&seen, agent, run_id),
         lease.as_ref().map(|found| &found.lease),
+        store::elsewhere(&seen, agent).latest(),
         holder,
         epoch,
         store::now(),

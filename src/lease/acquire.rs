@@ -13,6 +13,7 @@ use super::grant::{self, Decision, Lease, Request};
 use super::history::{self, Event};
 use super::lock::{Lock, Mode};
 use super::memory::{self, Known};
+use super::report::Elsewhere;
 use super::store::{self, Leases, StoredLease};
 use super::transaction::{self, Effect};
 use crate::error::{self, Error, Result};
@@ -26,7 +27,7 @@ const TERMINATION: Duration = Duration::from_secs(5);
 /// How long the worker may take to write back a renewal.
 const WORKER: Duration = Duration::from_secs(1);
 
-/// How long the end of a lease can go unnoticed that shared memory does not tell.
+/// How long the end of a lease can go unnoticed that shared memory does not tell, or another node.
 const LONGEST_UNTOLD: Duration = Duration::from_secs(1);
 const LONGEST_UNTOLD_WITHOUT_MEMORY: Duration = Duration::from_millis(50);
 
@@ -99,8 +100,12 @@ pub fn acquire(wish: &Wish) -> Result<Answer> {
     let judged = judge(wish)?;
     match judged.decision {
         Decision::Repeat => return Ok(judged.repeated(wish)),
-        Decision::Held if wish.max_wait.is_zero() => return Ok(Answer::Refused(judged.held(wish))),
-        Decision::Held | Decision::Grant { .. } => warn_of_earlier_writes(),
+        Decision::Held | Decision::HeldElsewhere if wish.max_wait.is_zero() => {
+            return Ok(Answer::Refused(judged.held(wish)));
+        }
+        Decision::Held | Decision::HeldElsewhere | Decision::Grant { .. } => {
+            warn_of_earlier_writes();
+        }
     }
     let mut locks = Locks { held: Vec::new() };
     let answer = wait_in_queue(wish, judged, deadline, &mut locks)?;
@@ -115,14 +120,23 @@ pub fn acquire(wish: &Wish) -> Result<Answer> {
 struct Judgement {
     decision: Decision,
     found: Option<StoredLease>,
+    elsewhere: Elsewhere,
+    now: i64,
 }
 
 fn judge(wish: &Wish) -> Result<Judgement> {
     let found = Leases::open(Access::Read).find(wish.resource);
+    let elsewhere = store::elsewhere(&Latest::take(), wish.resource);
     let lease = found.as_ref().map(|found| &found.lease);
+    let now = store::now();
     // Which life it is matters for the epoch alone, which is decided under the locks.
-    let decision = grant::decide(lease, wish.request, 1, store::now())?;
-    Ok(Judgement { decision, found })
+    let decision = grant::decide(lease, &elsewhere, wish.request, 1, now)?;
+    Ok(Judgement {
+        decision,
+        found,
+        elsewhere,
+        now,
+    })
 }
 
 impl Judgement {
@@ -134,7 +148,24 @@ impl Judgement {
         )
     }
 
+    /// Why the lease cannot be had now.
     fn held(&self, wish: &Wish) -> Error {
+        match self.elsewhere.live(self.now) {
+            Some(report) if self.decision == Decision::HeldElsewhere => {
+                let detail = format!(
+                    "Held by \"{}\" at epoch {} until {}, as heard {}.",
+                    report.holder,
+                    report.epoch,
+                    shown(report.expires_at),
+                    shown(report.heard_at)
+                );
+                error::lease_held_elsewhere(wish.resource, detail, &report.node)
+            }
+            _ => self.held_here(wish),
+        }
+    }
+
+    fn held_here(&self, wish: &Wish) -> Error {
         let detail = self.found.as_ref().map_or_else(String::new, |found| {
             let lease = &found.lease;
             format!(
@@ -189,9 +220,10 @@ fn wait_in_queue(
     loop {
         match judged.decision {
             Decision::Repeat => return Ok(judged.repeated(wish)),
-            Decision::Held if left(deadline).is_zero() => {
+            Decision::Held | Decision::HeldElsewhere if left(deadline).is_zero() => {
                 return Ok(Answer::Refused(judged.held(wish)));
             }
+            Decision::HeldElsewhere => wait_for_latch(left(deadline).min(LONGEST_UNTOLD)),
             Decision::Held => {
                 if let Some(found) = &judged.found {
                     wait_for_end(wish, found, deadline);
@@ -374,7 +406,9 @@ fn take_over(wish: &Wish) -> Result<Option<Grant>> {
     let found = row.as_ref().map(StoredLease::read);
     let before = found.as_ref().map(|found| &found.lease);
     let now = store::now();
-    let Decision::Grant { epoch } = grant::decide(before, wish.request, incarnation, now)? else {
+    let elsewhere = store::elsewhere(&seen, wish.resource);
+    let decision = grant::decide(before, &elsewhere, wish.request, incarnation, now)?;
+    let Decision::Grant { epoch } = decision else {
         return Ok(None);
     };
     let known = found.as_ref().map_or_else(

@@ -4,6 +4,7 @@
 //!
 //! Fencing tokens after Gray and Cheriton 1989 (leases) and Burrows 2006 (Chubby's sequencers).
 
+use super::report::Elsewhere;
 use crate::error::{Error, Result, bad_argument, too_large};
 
 pub const MAX_NAME_BYTES: usize = 255;
@@ -71,12 +72,16 @@ pub enum Decision {
     /// The request has been granted before, and its grant stands.
     Repeat,
     Held,
+    /// By hearsay.
+    HeldElsewhere,
 }
 
-/// Whether a request is granted, and at which epoch. A holder that asks again under another request
-/// is refused as anybody is: it may be a second process of the same name.
+/// Whether a request is granted, and at which epoch: above all that were granted here or, as far as was
+/// heard, elsewhere. A holder that asks again under another request is refused as anybody is: it may be a
+/// second process of the same name.
 pub fn decide(
     lease: Option<&Lease>,
+    elsewhere: &Elsewhere,
     request: Request,
     incarnation: i64,
     now: i64,
@@ -92,8 +97,12 @@ pub fn decide(
                 Decision::Held
             })
         }
-        _ => next_epoch(lease.map_or(0, |lease| lease.epoch), incarnation)
-            .map(|epoch| Decision::Grant { epoch }),
+        _ if elsewhere.live(now).is_some() => Ok(Decision::HeldElsewhere),
+        _ => {
+            let last = lease.map_or(0, |lease| lease.epoch);
+            next_epoch(last.max(elsewhere.highest_epoch()), incarnation)
+                .map(|epoch| Decision::Grant { epoch })
+        }
     }
 }
 
@@ -261,6 +270,7 @@ pub fn interval_microseconds(months: i32, days: i32, microseconds: i64) -> Resul
 
 #[cfg(test)]
 mod tests {
+    use super::super::report::Reported;
     use super::*;
     use proptest::prelude::*;
 
@@ -279,7 +289,31 @@ mod tests {
     }
 
     fn decided(lease: Option<&Lease>, by: Request, now: i64) -> Decision {
-        decide(lease, by, 1, now).unwrap()
+        decide(lease, &Elsewhere::default(), by, 1, now).unwrap()
+    }
+
+    #[test]
+    fn hearsay_refuses_and_raises_the_epoch() {
+        let heard = Elsewhere::new(vec![Reported {
+            node: "n".to_owned(),
+            holder: "c".to_owned(),
+            epoch: 7,
+            has_ended: false,
+            expires_at: 200,
+            heard_at: 0,
+        }]);
+        let decided = |lease, now| {
+            let by = request("b", Some([7; 16]));
+            decide(lease, &heard, by, 1, now).unwrap()
+        };
+        assert_eq!(decided(None, 199), Decision::HeldElsewhere);
+        assert_eq!(decided(None, 200), Decision::Grant { epoch: 8 });
+        let last = lease(3, 100, None);
+        // What this node has granted itself comes first.
+        assert_eq!(decided(Some(&last), 99), Decision::Held);
+        assert_eq!(decided(Some(&last), 100), Decision::HeldElsewhere);
+        let higher = lease(9, 100, None);
+        assert_eq!(decided(Some(&higher), 200), Decision::Grant { epoch: 10 });
     }
 
     #[test]
@@ -433,7 +467,7 @@ mod tests {
                 match step {
                     0 | 1 => {
                         let by = Request { holder, id: None };
-                        if let Decision::Grant { epoch } = decide(current.as_ref(), by, incarnation, now).unwrap() {
+                        if let Decision::Grant { epoch } = decide(current.as_ref(), &Elsewhere::default(), by, incarnation, now).unwrap() {
                             prop_assert!(granted.last().is_none_or(|last| last.1 < epoch));
                             granted.push((who, epoch));
                             current = Some(Lease {

@@ -714,6 +714,34 @@ pub fn take_unwritten(extent: Extent, limit: usize) -> Vec<Unwritten> {
     unwritten.collect()
 }
 
+/// What memory knows of the expiry of a lease.
+#[derive(Clone, Copy, Debug)]
+pub struct Held {
+    pub lease_id: i64,
+    pub expires_at: i64,
+    pub ttl: i64,
+}
+
+/// The leases of this database whose expiry is in memory, but for those that are being taken over.
+pub fn held() -> Vec<Held> {
+    let Some(header) = header() else {
+        return Vec::new();
+    };
+    let database = own_database();
+    let _shared = LOCK.share();
+    let current = entries(header).iter().filter(|entry| {
+        entry.database.load(Ordering::Acquire) == database
+            && entry.epoch.load(Ordering::Acquire) != OUTDATED
+            && !is_taken(entry.word.load(Ordering::Acquire))
+    });
+    let held = current.map(|entry| Held {
+        lease_id: entry.lease_id.load(Ordering::Acquire),
+        expires_at: expiry(entry.word.load(Ordering::Acquire)),
+        ttl: entry.ttl.load(Ordering::Acquire),
+    });
+    held.collect()
+}
+
 /// What was being written when the worker was ended is to be written again.
 pub fn put_back_interrupted() {
     let Some(header) = header() else {

@@ -11,6 +11,7 @@ pub mod memory;
 #[cfg(test)]
 mod model;
 pub mod protection;
+pub mod report;
 mod savepoint;
 mod sql;
 pub mod store;

@@ -19,7 +19,7 @@ use super::store::{self, Leases};
 use super::tenure::{self, Claim};
 use super::{admission, transaction};
 use crate::error::{self, Error, bad_argument};
-use crate::heap::{self, Access};
+use crate::heap::{self, Access, Latest};
 use crate::varlena::SqlResult;
 
 /// A row of the composite type that a function is declared to return.
@@ -281,11 +281,24 @@ fn lease_revoke(resource: &str, reason: &str) -> SqlResult<bool> {
 
 #[pg_extern(sql = false)]
 fn lease_current(resource: &str) -> Option<CompositeRow> {
-    let found = Leases::open(Access::Read).find(resource)?;
-    let lease = &found.lease;
-    lease
-        .is_held(store::now())
-        .then(|| grant_row(Grant::of(resource, lease)))
+    let now = store::now();
+    let found = Leases::open(Access::Read).find(resource);
+    if let Some(found) = found.filter(|found| found.lease.is_held(now)) {
+        let mut row = grant_row(Grant::of(resource, &found.lease));
+        row.0.extend([None, None]);
+        return Some(row);
+    }
+    let elsewhere = store::elsewhere(&Latest::take(), resource);
+    elsewhere.live(now).map(|report| {
+        CompositeRow(vec![
+            resource.into_datum(),
+            report.holder.as_str().into_datum(),
+            report.epoch.into_datum(),
+            Some(store::timestamp(report.expires_at)),
+            report.node.as_str().into_datum(),
+            Some(store::timestamp(report.heard_at)),
+        ])
+    })
 }
 
 #[pg_extern(sql = false)]

@@ -5,6 +5,7 @@ use pgrx::{IntoDatum, pg_sys};
 
 use super::grant::{Ended, Lease, Predecessor, Run, Stored};
 use super::memory::{self, Key, Known};
+use super::report::{Elsewhere, Reported};
 use crate::error::{self, Result};
 use crate::heap::{self, Access, Latest, Row, Table};
 use crate::{guc, is_preloaded, node};
@@ -303,6 +304,47 @@ impl Leases {
             self.table.replace(&row, &values);
         }
     }
+}
+
+/// Columns of `coord.lease_report`, from 0.
+mod report_column {
+    pub const NODE: usize = 1;
+    pub const HOLDER: usize = 2;
+    pub const EPOCH: usize = 3;
+    pub const HAS_ENDED: usize = 4;
+    pub const EXPIRES_AT: usize = 5;
+    pub const HEARD_AT: usize = 6;
+    pub const LEARNED_FROM: usize = 8;
+    pub const COUNT: usize = 11;
+}
+
+/// What was heard of a resource from other nodes.
+pub fn elsewhere(seen: &Latest, resource: &str) -> Elsewhere {
+    let table = Table::open(c"lease_report", Access::Read);
+    // As long as nothing was ever heard, acquiring does not pay for looking.
+    if table.is_empty() {
+        return Elsewhere::default();
+    }
+    let mut reports = Vec::new();
+    table.scan(seen, Some(c"lease_report_pkey"), &[(1, resource)], |row| {
+        let values = row.values::<{ report_column::COUNT }>();
+        // SAFETY: the types are those of sql/lease.sql; only `learned_from` can be null.
+        let reported = unsafe {
+            values
+                .get::<&str>(report_column::LEARNED_FROM)
+                .map(|_| Reported {
+                    node: values.get(report_column::NODE).unwrap_or_default(),
+                    holder: values.get(report_column::HOLDER).unwrap_or_default(),
+                    epoch: values.get(report_column::EPOCH).unwrap_or_default(),
+                    has_ended: values.get(report_column::HAS_ENDED).unwrap_or_default(),
+                    expires_at: values.get(report_column::EXPIRES_AT).unwrap_or_default(),
+                    heard_at: values.get(report_column::HEARD_AT).unwrap_or_default(),
+                })
+        };
+        reports.extend(reported);
+        true
+    });
+    Elsewhere::new(reports)
 }
 
 /// The life of this node, which the epochs of its grants lie in; the first one where the database is

@@ -72,14 +72,15 @@ impl Keeper {
         self.last_tried = None;
     }
 
-    /// What is due. Errors are logged and what failed is tried again.
-    pub fn attend(&mut self) {
+    /// What is due. Errors are logged and what failed is tried again. Returns the resources whose holder
+    /// has changed.
+    pub fn attend(&mut self) -> Vec<String> {
         if !self.is_open && self.last_tried.is_none_or(|last| last.elapsed() >= RETRY) {
             self.last_tried = Some(Instant::now());
             self.open();
         }
         if !self.is_open {
-            return;
+            return Vec::new();
         }
         if memory::take_urgency() {
             self.write_back(Extent::Urgent);
@@ -91,9 +92,10 @@ impl Keeper {
         }
         if self.told.is_none() || (memory::has_change() && self.rest().is_zero()) {
             memory::take_change();
-            self.tell_changes();
             self.last_told = Some(Instant::now());
+            return self.tell_changes();
         }
+        Vec::new()
     }
 
     /// How long until something is due that is known now.
@@ -208,8 +210,9 @@ impl Keeper {
     }
 
     /// Notifies of what has become visible since the last time, in the order of epochs.
-    fn tell_changes(&mut self) {
+    fn tell_changes(&mut self) -> Vec<String> {
         let mut seen = None;
+        let mut changed = Vec::new();
         let before = self.told.clone();
         let is_told = self.transaction("tell changes of leases", |spi| {
             seen = spi.with_snapshot(|spi| {
@@ -217,7 +220,7 @@ impl Keeper {
                     .get::<String>(0, 0)
                     .inspect(|_| {
                         if let Some(before) = &before {
-                            notify(spi, before);
+                            changed = notify(spi, before);
                         }
                     })
             });
@@ -226,6 +229,7 @@ impl Keeper {
         if is_told {
             self.told = seen;
         }
+        changed
     }
 }
 
@@ -252,8 +256,8 @@ unsafe extern "C-unwind" {
 }
 
 /// The payloads are put together here: with the functions of SQL that takes several times as long, and
-/// under load there are thousands in a second.
-fn notify(spi: &Session, before: &str) {
+/// under load there are thousands in a second. Returns the resources.
+fn notify(spi: &Session, before: &str) -> Vec<String> {
     // Without statistics of a table that has just grown the planner would read all of it.
     spi.read(c"SELECT set_config('enable_seqscan', 'off', true)", &[]);
     let rows = spi.read(
@@ -264,8 +268,10 @@ fn notify(spi: &Session, before: &str) {
            ORDER BY h.resource, h.epoch, h.event",
         &[Value::Text(Some(before))],
     );
+    let mut changed: Vec<String> = Vec::new();
     for row in 0..rows.len() {
         let text = |column| rows.get::<String>(row, column);
+        changed.extend(text(0).filter(|resource| changed.last() != Some(resource)));
         let change = Change {
             resource: text(0),
             event: text(1),
@@ -284,6 +290,7 @@ fn notify(spi: &Session, before: &str) {
             }
         }
     }
+    changed
 }
 
 /// A payload has less than 8 000 bytes.

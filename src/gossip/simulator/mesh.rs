@@ -121,6 +121,7 @@ pub struct Traffic {
     pub bytes: u64,
     pub batches: u64,
     pub rows: u64,
+    pub reports: u64,
     /// Commits of gossip that wrote something.
     pub writes: u64,
     pub converged: u64,
@@ -433,6 +434,11 @@ impl Mesh {
             self.traffic.batches += 1;
             self.traffic.rows += batch.rows.len() as u64;
         }
+        let reports = message.reports.as_ref();
+        if let Some(batch) = reports.and_then(|reports| reports.batch.as_ref()) {
+            self.traffic.batches += 1;
+            self.traffic.reports += batch.rows.len() as u64;
+        }
     }
 
     /// The caller sees an error: its round is over, and so is the transaction around it.
@@ -647,6 +653,24 @@ impl Mesh {
         self.nodes.iter().all(|node| node.digest() == first)
     }
 
+    /// Whether every report is held by all in its newest form. A node that was put back believes nobody
+    /// about itself.
+    pub fn agrees_on_reports(&self) -> bool {
+        let mut newest = BTreeMap::new();
+        for (key, report) in self.nodes.iter().flat_map(Node::reports) {
+            let known = newest.entry(key).or_insert(report);
+            if report.is_newer_than(known) {
+                *known = report;
+            }
+        }
+        self.nodes.iter().all(|node| {
+            let kept: BTreeMap<_, _> = node.reports().collect();
+            newest.iter().all(|(key, report)| {
+                kept.get(key) == Some(report) || (self.has_restored && key.1 == node.name)
+            })
+        })
+    }
+
     /// Whether every node is exact and all hold the same.
     pub fn is_complete(&mut self) -> bool {
         let first = self.nodes[0].held().frontier;
@@ -692,6 +716,7 @@ impl Traffic {
             bytes: self.bytes + other.bytes,
             batches: self.batches + other.batches,
             rows: self.rows + other.rows,
+            reports: self.reports + other.reports,
             writes: self.writes + other.writes,
             converged: self.converged + other.converged,
         }
@@ -703,6 +728,7 @@ impl Traffic {
             bytes: self.bytes - before.bytes,
             batches: self.batches - before.batches,
             rows: self.rows - before.rows,
+            reports: self.reports - before.reports,
             writes: self.writes - before.writes,
             converged: self.converged - before.converged,
         }

@@ -4,6 +4,8 @@
 //! written is seen by itself alone and is locked for others; the numbers of ended transactions are
 //! read as snapshots.
 
+mod reports;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::clock::hlc;
@@ -15,10 +17,12 @@ use crate::error::{self, Result};
 use crate::gossip::protocol::{
     Absorbed, Batch, Claim, Feed, Heard, Holding, Position, Replica, Row, Start, Window, continues,
 };
+use crate::gossip::report::ReportBatch;
 use crate::gossip::snapshot::Snapshot;
 use crate::node::detector::Heartbeats;
 use crate::node::identity::{self, Hello};
 use crate::node::incarnation::{self, Admission, Known, Life, Past, Resolution, Testimony};
+use reports::ReportTables;
 
 const FIRST_XID: u64 = 3;
 /// Where nothing else asks for it, no window is ever cut off.
@@ -126,6 +130,7 @@ pub struct Transaction {
     waiting: BTreeMap<String, Option<Vec<u8>>>,
     changed: BTreeSet<String>,
     satisfied: Vec<(String, i64)>,
+    reports: ReportTables,
 }
 
 impl Transaction {
@@ -212,6 +217,7 @@ pub struct Node {
     versions: BTreeMap<String, Version>,
     pub cursors: BTreeMap<String, Cursor>,
     waiting: BTreeMap<String, Vec<u8>>,
+    reports: ReportTables,
     open: BTreeMap<Handle, Transaction>,
     next_handle: Handle,
     next_xid: u64,
@@ -248,6 +254,7 @@ impl Node {
             versions: BTreeMap::new(),
             cursors: BTreeMap::new(),
             waiting: BTreeMap::new(),
+            reports: ReportTables::default(),
             open: BTreeMap::new(),
             next_handle: 1,
             next_xid: FIRST_XID,
@@ -436,6 +443,7 @@ impl Node {
         }
         self.versions.extend(transaction.versions);
         self.cursors.extend(transaction.cursors);
+        self.reports.extend(transaction.reports);
         for (name, value) in transaction.waiting {
             match value {
                 Some(value) => self.waiting.insert(name, value),
@@ -1145,6 +1153,18 @@ impl Replica for Session<'_> {
 
     fn hear(&mut self, _peer: &str, _heartbeats: &Heartbeats) -> Result<()> {
         Ok(())
+    }
+
+    fn reports_position(&mut self, peer: &str) -> Result<Option<Position>> {
+        Ok(Some(Session::reports_position(self, peer)))
+    }
+
+    fn report(&mut self, peer: &str, position: &Position) -> Result<Option<ReportBatch>> {
+        Ok(Session::report(self, peer, position))
+    }
+
+    fn learn_reports(&mut self, peer: &str, batch: &ReportBatch) -> Result<()> {
+        Session::learn_reports(self, peer, batch)
     }
 
     fn part(&mut self, _peer: &str) -> Result<()> {

@@ -108,6 +108,10 @@ impl Scenario {
     }
 
     fn write(&mut self, node: usize, handle: Handle) {
+        if self.random.percent(20) {
+            let resource = format!("r{}", self.random.below(3));
+            return self.mesh.nodes[node].change_lease(handle, &resource);
+        }
         let name = format!("s{}", self.random.below(self.states));
         let operation = self.operation();
         self.mesh.nodes[node].write(handle, &name, operation);
@@ -241,6 +245,8 @@ impl Scenario {
             }
         }
         self.mesh.rounds_to_converge(EVERYBODY, 6);
+        self.mesh.round(EVERYBODY);
+        assert!(self.mesh.agrees_on_reports(), "reports reach everybody");
         assert!(self.mesh.nodes.iter().all(|node| !node.is_waiting()));
         self.mesh.check_end();
         // Everybody hears once more from everybody; then there is nothing left to say.
@@ -287,11 +293,12 @@ impl Total {
 
     fn print(&self) {
         println!(
-            "scenarios={} rounds={} requests={} rows={} bytes={}",
+            "scenarios={} rounds={} requests={} rows={} reports={} bytes={}",
             self.scenarios,
             self.rounds,
             self.traffic.requests,
             self.traffic.rows,
+            self.traffic.reports,
             self.traffic.bytes
         );
     }

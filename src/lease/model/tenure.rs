@@ -5,6 +5,7 @@ use super::state::{Change, NOW, Row, Step, Ticks, Transaction, Who, name, reques
 use super::steps::Steps;
 use super::writer::put;
 use crate::lease::grant::{self, Decision, Ended};
+use crate::lease::report::Elsewhere;
 
 pub fn ticks(expires_at: i64) -> Ticks {
     Ticks::try_from(expires_at.max(NOW)).unwrap_or(Ticks::MAX)
@@ -23,7 +24,13 @@ impl<const CLIENTS: usize> Steps<CLIENTS> {
         }
         let found = self.look(who);
         let own = self.transaction_of(who).and_then(Transaction::own_row);
-        let decision = grant::decide(found.as_ref(), request(who), self.incarnation(), NOW);
+        let decision = grant::decide(
+            found.as_ref(),
+            &Elsewhere::default(),
+            request(who),
+            self.incarnation(),
+            NOW,
+        );
         match (decision, found) {
             (Ok(Decision::Grant { epoch }), _) => {
                 // It is decided under the lock, where the life of the node is looked at too.
@@ -73,7 +80,14 @@ impl<const CLIENTS: usize> Steps<CLIENTS> {
             Decision::Grant { epoch: before }
         } else {
             let incarnation = self.incarnation();
-            grant::decide(found.as_ref(), request(who), incarnation, NOW).unwrap_or(Decision::Held)
+            grant::decide(
+                found.as_ref(),
+                &Elsewhere::default(),
+                request(who),
+                incarnation,
+                NOW,
+            )
+            .unwrap_or(Decision::Held)
         };
         match decision {
             Decision::Grant { epoch } => {
@@ -81,7 +95,7 @@ impl<const CLIENTS: usize> Steps<CLIENTS> {
                     transaction.step = Step::Judged { epoch, age: 0 };
                 }
             }
-            Decision::Held | Decision::Repeat => self.step_back(who),
+            Decision::Held | Decision::HeldElsewhere | Decision::Repeat => self.step_back(who),
         }
         true
     }

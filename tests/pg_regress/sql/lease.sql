@@ -167,6 +167,54 @@ SELECT seconds_left(lease_renew('level', 'c', 3, '20 s'));
 COMMIT;
 
 --
+-- Leases of other nodes, by hearsay
+--
+SELECT at(0);
+CREATE FUNCTION hear(resource text, node text, epoch bigint, time_left interval, version bigint DEFAULT 1, has_ended boolean DEFAULT false)
+  RETURNS void LANGUAGE sql AS $$
+  SELECT report_learn('c', jsonb_build_array(jsonb_build_object('lease', jsonb_build_object(
+    'resource', resource, 'node', node, 'holder', 'far', 'epoch', epoch, 'has_ended', has_ended, 'version', version,
+    'time_left', (extract(epoch FROM time_left) * 1000000)::bigint)))) $$;
+SELECT epoch FROM lease_acquire('heard', 'a', '10 s');
+SELECT hear('heard', 'b', 4, '60 s');
+-- What this node has granted comes first.
+SELECT holder, epoch, node FROM lease_current('heard');
+SELECT at(20);
+SELECT holder, epoch, node, seconds_left(expires_at), heard_at IS NOT NULL AS heard FROM lease_current('heard');
+SELECT lease_try_acquire('heard', 'a', '10 s') IS NULL AS refused;
+DO $$ BEGIN
+  PERFORM coord.lease_acquire('heard', 'a', '10 s');
+EXCEPTION WHEN object_not_in_prerequisite_state THEN
+  RAISE NOTICE '%', SQLERRM;
+END $$;
+-- An older report changes nothing; a later one of the same grant moves its expiry, and its end counts for more.
+SELECT hear('heard', 'b', 3, '90 s', 9);
+SELECT hear('heard', 'b', 4, '90 s', 1);
+SELECT epoch, seconds_left(expires_at) FROM lease_current('heard');
+SELECT hear('heard', 'b', 4, '90 s', 2);
+SELECT epoch, seconds_left(expires_at) FROM lease_current('heard');
+-- Nobody knows this node better than itself.
+SELECT hear('heard', 'regress', 40, '90 s');
+SELECT epoch, node FROM lease_current('heard');
+-- Of several nodes the highest epoch counts, among those that have not come to their end.
+SELECT hear('heard', 'd', 7, '30 s');
+SELECT epoch, node FROM lease_current('heard');
+SELECT hear('heard', 'd', 7, '0', 2, true);
+SELECT epoch, node FROM lease_current('heard');
+SELECT hear('heard', 'b', 4, '0', 1, true);
+SELECT lease_current('heard') IS NULL AS free;
+SELECT epoch FROM lease_acquire('heard', 'a', '10 s');
+-- Of what it does not know a node has heard too.
+SELECT hear('never here', 'b', 5, '10 s');
+SELECT holder, epoch, node FROM lease_current('never here');
+SELECT fence_check('never here', 'run', 'far', 4) -> 'decision' AS older, fence_check('never here', 'run', 'far', 5) -> 'decision' AS same;
+SELECT at(40);
+SELECT epoch FROM lease_acquire('never here', 'a', '10 s');
+SELECT resource, node, epoch, has_ended, learned_from FROM lease_report ORDER BY resource COLLATE "C", node;
+DROP FUNCTION hear;
+SELECT at(0);
+
+--
 -- Prepared transactions
 --
 BEGIN;

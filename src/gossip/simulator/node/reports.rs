@@ -1,0 +1,212 @@
+//! Reports of leases in a simulated node.
+
+use std::collections::BTreeMap;
+
+use super::{Handle, Node, Session, Transaction};
+use crate::error::{self, Result};
+use crate::gossip::protocol::{Position, Window};
+use crate::gossip::report::{Report, ReportBatch, nowhere, start};
+use crate::gossip::snapshot::Snapshot;
+use crate::lease::grant::next_epoch;
+use crate::lease::report::LeaseReport;
+
+/// Resource and node.
+pub type Key = (String, String);
+
+#[derive(Clone, Debug)]
+pub struct Kept {
+    pub report: LeaseReport,
+    local_xid: u64,
+    learned_from: Option<String>,
+}
+
+/// Reports and positions, committed or written by a transaction.
+#[derive(Clone, Debug, Default)]
+pub struct ReportTables {
+    kept: BTreeMap<Key, Kept>,
+    positions: BTreeMap<String, Position>,
+}
+
+impl ReportTables {
+    pub fn extend(&mut self, written: Self) {
+        self.kept.extend(written.kept);
+        self.positions.extend(written.positions);
+    }
+}
+
+/// The order within a transaction.
+fn place(key: &Key) -> String {
+    format!("{}/{}", key.0, key.1)
+}
+
+impl Node {
+    /// What is committed.
+    pub fn reports(&self) -> impl Iterator<Item = (&Key, &LeaseReport)> {
+        self.reports
+            .kept
+            .iter()
+            .map(|(key, kept)| (key, &kept.report))
+    }
+
+    fn report_locked(&self, handle: Handle, key: &Key) -> bool {
+        self.is_locked(handle, |other| other.reports.kept.contains_key(key))
+    }
+
+    /// Grants a lease above all epochs known of it, renews it or ends it, whichever is its turn.
+    pub fn change_lease(&mut self, handle: Handle, resource: &str) {
+        let key = (resource.to_owned(), self.name.clone());
+        if self.report_locked(handle, &key) {
+            return;
+        }
+        let known = self
+            .reports
+            .kept
+            .iter()
+            .chain(&self.open[&handle].reports.kept);
+        let of_resource = known.filter(|(key, _)| key.0 == resource);
+        let highest = of_resource
+            .map(|(_, kept)| kept.report.epoch)
+            .max()
+            .unwrap_or(0);
+        let before = self.kept(handle, &key).map(|kept| kept.report.clone());
+        let is_news = before.as_ref().is_none_or(|before| before.has_ended);
+        let incarnation = self.incarnation.cast_signed();
+        let last = before.unwrap_or_else(|| LeaseReport {
+            resource: resource.to_owned(),
+            node: self.name.clone(),
+            holder: "h".to_owned(),
+            epoch: 0,
+            has_ended: false,
+            version: 0,
+            time_left: 0,
+        });
+        let report = LeaseReport {
+            epoch: if is_news {
+                next_epoch(highest, incarnation).expect("an epoch in range")
+            } else {
+                last.epoch
+            },
+            has_ended: !is_news && last.version % 3 == 0,
+            version: last.version + 1,
+            ..last
+        };
+        self.keep(handle, key, report, None);
+    }
+
+    fn kept(&self, handle: Handle, key: &Key) -> Option<&Kept> {
+        let own = self
+            .open
+            .get(&handle)
+            .and_then(|own| own.reports.kept.get(key));
+        own.or_else(|| self.reports.kept.get(key))
+    }
+
+    fn keep(&mut self, handle: Handle, key: Key, report: LeaseReport, giver: Option<&str>) {
+        let kept = Kept {
+            report,
+            local_xid: self.xid(handle),
+            learned_from: giver.map(str::to_owned),
+        };
+        self.transaction(handle).reports.kept.insert(key, kept);
+    }
+}
+
+impl Session<'_> {
+    pub fn reports_position(&self, peer: &str) -> Position {
+        let own: &Transaction = &self.node.open[&self.handle];
+        let stored =
+            (own.reports.positions.get(peer)).or_else(|| self.node.reports.positions.get(peer));
+        stored.cloned().unwrap_or_else(nowhere)
+    }
+
+    fn space(&self) -> String {
+        let snapshot = self.node.told_snapshot(self.handle, self.standpoint);
+        self.node.holding(self.handle, &snapshot).space
+    }
+
+    fn changed_reports(&self, start: &Position, until: &Snapshot) -> Vec<(u64, String, Kept)> {
+        let after =
+            (start.window.as_ref()).map(|window| (window.after_xid, window.after_name.clone()));
+        let is_given = |xid| start.given.as_ref().is_some_and(|given| given.sees(xid));
+        let own = &self.node.open[&self.handle].reports.kept;
+        let others = (self.node.reports.kept.iter()).filter(|(key, _)| !own.contains_key(*key));
+        let mut found: Vec<_> = (own.iter().chain(others))
+            .map(|(key, kept)| (kept.local_xid, place(key), kept.clone()))
+            .filter(|(xid, name, _)| {
+                !is_given(*xid) && until.sees(*xid) && Some((*xid, name.clone())) > after
+            })
+            .collect();
+        found.sort_by(|left, right| (left.0, &left.1).cmp(&(right.0, &right.1)));
+        found
+    }
+
+    pub fn report(&self, peer: &str, position: &Position) -> Option<ReportBatch> {
+        let start = start(position, &self.space());
+        let until = match &start.window {
+            Some(window) => window.until.clone(),
+            None => self.node.told_snapshot(self.handle, self.standpoint),
+        };
+        let mut found = self.changed_reports(&start, &until);
+        let count = found.len();
+        let is_cut_off = found.len() >= self.node.limit;
+        found.truncate(self.node.limit);
+        let window = found
+            .last()
+            .filter(|_| is_cut_off)
+            .map(|(xid, name, _)| Window {
+                until: until.clone(),
+                after_xid: *xid,
+                after_name: name.clone(),
+            });
+        let rows = (found.into_iter())
+            .filter(|(_, _, kept)| kept.learned_from.as_deref() != Some(peer))
+            .map(|(_, _, kept)| Report::Lease(kept.report))
+            .collect();
+        let next = Position {
+            space: start.space.clone(),
+            given: if window.is_none() {
+                Some(until)
+            } else {
+                start.given.clone()
+            },
+            window,
+        };
+        let batch = ReportBatch { start, rows, next };
+        Some(batch).filter(|batch| batch.is_worth_telling(count))
+    }
+
+    pub fn learn_reports(&mut self, peer: &str, batch: &ReportBatch) -> Result<()> {
+        let stored = self.reports_position(peer);
+        for row in &batch.rows {
+            let Report::Lease(report) = row else {
+                return Err(error::data_corrupted("no runs are simulated"));
+            };
+            self.learn_report(peer, report)?;
+        }
+        if batch.continues(&stored) {
+            let is_held = |other: &Transaction| other.reports.positions.contains_key(peer);
+            if self.node.is_locked(self.handle, is_held) {
+                return Err(error::data_corrupted("could not obtain lock on row"));
+            }
+            self.node.xid(self.handle);
+            let own = &mut self.node.transaction(self.handle).reports;
+            own.positions.insert(peer.to_owned(), batch.next.clone());
+        }
+        Ok(())
+    }
+
+    fn learn_report(&mut self, peer: &str, report: &LeaseReport) -> Result<()> {
+        let key = (report.resource.clone(), report.node.clone());
+        if report.node == self.node.name {
+            return Ok(());
+        }
+        if self.node.report_locked(self.handle, &key) {
+            return Err(error::data_corrupted("could not obtain lock on row"));
+        }
+        let known = self.node.kept(self.handle, &key);
+        if known.is_none_or(|known| report.is_newer_than(&known.report)) {
+            self.node.keep(self.handle, key, report.clone(), Some(peer));
+        }
+        Ok(())
+    }
+}
