@@ -84,6 +84,10 @@ END
 $$;
 COMMENT ON FUNCTION node_leave() IS 'takes this node out of the mesh, on both sides; its states stay';
 
+CREATE FUNCTION gossip_worker() RETURNS integer
+  LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'gossip_worker_wrapper';
+COMMENT ON FUNCTION gossip_worker() IS 'process of the gossip worker of this database; NULL when there is none';
+
 CREATE FUNCTION gossip_wake() RETURNS trigger
   LANGUAGE c AS 'MODULE_PATHNAME', 'gossip_wake_wrapper';
 COMMENT ON FUNCTION gossip_wake() IS 'wakes the worker when the transaction commits';
@@ -207,7 +211,7 @@ CREATE FUNCTION node_summary() RETURNS text
 COMMENT ON FUNCTION node_summary() IS 'one line: name, states, peers, rounds, digest';
 
 REVOKE ALL ON FUNCTION gossip_exchange(bytea), gossip_round(text), gossip_claim(), gossip_farewell(),
-  node_leave(), peer_statistics(), peer_liveness(), node_summary(), gossip_wake(), gossip_launch() FROM PUBLIC;
+  node_leave(), peer_statistics(), peer_liveness(), node_summary(), gossip_worker(), gossip_wake(), gossip_launch() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION gossip_exchange(bytea) TO coord_peer;
-GRANT EXECUTE ON FUNCTION gossip_claim(), peer_statistics(), peer_liveness(), node_summary() TO coord_monitor;
+GRANT EXECUTE ON FUNCTION gossip_claim(), peer_statistics(), peer_liveness(), node_summary(), gossip_worker() TO coord_monitor;
 GRANT SELECT ON peer_cursor, ack, node, peer_status, convergence TO coord_monitor;

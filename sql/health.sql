@@ -1,9 +1,5 @@
 -- What an administrator and a monitoring system look at.
 
-CREATE FUNCTION gossip_worker() RETURNS integer
-  LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'gossip_worker_wrapper';
-COMMENT ON FUNCTION gossip_worker() IS 'process of the gossip worker of this database; NULL when there is none';
-
 -- Each problem with its rank: what stops everything comes before what concerns one peer.
 CREATE VIEW problem AS
   SELECT 1 AS rank, NULL::text AS peer, 'the database is not a node: call coord.node_init' AS reason
@@ -61,6 +57,13 @@ CREATE VIEW metrics AS
   UNION ALL SELECT 'coord_states_waiting', '{}', count(*) FROM coord.state_waiting
   UNION ALL SELECT 'coord_clock_refused_total', '{}', coord.hlc_refused()
    WHERE current_setting('shared_preload_libraries') ~ '\mpg_test\M'
+  UNION ALL SELECT 'coord_lease_memory_open', '{}', coord.lease_memory_is_open()::int
+  UNION ALL SELECT 'coord_lease_writers', '{}', count(DISTINCT (k.pid, k.prepared)) FROM coord.lease_locker k
+   WHERE k.granted AND (k.kind = 1 AND k.mode = 'RowShareLock' OR k.kind = 2 AND k.mode = 'ShareLock')
+  UNION ALL SELECT 'coord_lease_waiters', '{}', count(DISTINCT k.pid) FROM coord.lease_locker k WHERE NOT k.granted
+  UNION ALL SELECT 'coord_lease_reports', '{}', count(*) FROM coord.lease_report r WHERE r.learned_from IS NOT NULL
+  UNION ALL SELECT 'coord_fence_refused_total', jsonb_build_object('table', t.target), t.refusals
+    FROM coord.protected_table t WHERE t.refusals IS NOT NULL
   UNION ALL
   SELECT m.name, jsonb_build_object('peer', s.peer) || m.labels, m.value
     FROM coord.peer_status s
@@ -83,8 +86,8 @@ CREATE VIEW metrics AS
       ('coord_peer_round_trip_seconds', '{}', extract(epoch FROM s.round_trip))) m(name, labels, value)
    WHERE m.value IS NOT NULL;
 COMMENT ON VIEW metrics IS 'everything that can be counted, for scraping; names ending in _total only grow while the server runs';
-COMMENT ON COLUMN metrics.labels IS 'peer and direction, where they apply';
+COMMENT ON COLUMN metrics.labels IS 'peer, direction and table, where they apply';
 
-REVOKE ALL ON FUNCTION gossip_worker(), health() FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION gossip_worker(), health() TO coord_monitor;
+REVOKE ALL ON FUNCTION health() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION health() TO coord_monitor;
 GRANT SELECT ON problem, metrics, state_waiting TO coord_monitor;

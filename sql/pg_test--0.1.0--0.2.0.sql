@@ -93,35 +93,6 @@ CREATE OR REPLACE FUNCTION health(OUT ok boolean, OUT reason text, OUT detail js
      GROUP BY n.name, n.incarnation;
   END;
 
-CREATE OR REPLACE VIEW metrics AS
-  SELECT 'coord_healthy' AS name, '{}'::jsonb AS labels, h.ok::int::double precision AS value FROM coord.health() h
-  UNION ALL SELECT 'coord_incarnation', '{}', n.incarnation FROM coord.local_node n
-  UNION ALL SELECT 'coord_states', '{}', count(*) FROM coord.state
-  UNION ALL SELECT 'coord_states_waiting', '{}', count(*) FROM coord.state_waiting
-  UNION ALL SELECT 'coord_clock_refused_total', '{}', coord.hlc_refused()
-   WHERE current_setting('shared_preload_libraries') ~ '\mpg_test\M'
-  UNION ALL
-  SELECT m.name, jsonb_build_object('peer', s.peer) || m.labels, m.value
-    FROM coord.peer_status s
-    JOIN coord.convergence c ON c.peer = s.peer
-    CROSS JOIN LATERAL (VALUES
-      ('coord_peer_alive', '{}'::jsonb, (s.state = 'alive')::int::double precision),
-      ('coord_peer_phi', '{}', s.phi),
-      ('coord_peer_reachable', '{}', coalesce(s.reachable, false)::int),
-      ('coord_peer_converged', '{}', c.converged::int),
-      ('coord_peer_mismatches_total', '{}', c.mismatches),
-      ('coord_peer_rounds_total', '{}', s.rounds),
-      ('coord_peer_failures_total', '{}', s.failures),
-      ('coord_peer_full_syncs_total', '{}', s.full_syncs),
-      ('coord_peer_refused_total', '{}', s.refused),
-      ('coord_peer_rows_total', '{"direction": "in"}', s.rows_in),
-      ('coord_peer_rows_total', '{"direction": "out"}', s.rows_out),
-      ('coord_peer_bytes_total', '{"direction": "in"}', s.bytes_in),
-      ('coord_peer_bytes_total', '{"direction": "out"}', s.bytes_out),
-      ('coord_peer_lag_seconds', '{}', extract(epoch FROM s.lag)),
-      ('coord_peer_round_trip_seconds', '{}', extract(epoch FROM s.round_trip))) m(name, labels, value)
-   WHERE m.value IS NOT NULL;
-
 COMMENT ON COLUMN peer_cursor.log_position IS 'furthest place that the transaction log of the peer was flushed to when it gave a part';
 COMMENT ON COLUMN ack.log_position IS 'furthest place that its transaction log was flushed to when it said so';
 COMMENT ON FUNCTION add_peer(text, text) IS 'adds a peer and makes it a voter; conninfo with host, port, dbname, user, password, passfile, sslmode, sslrootcert, sslcert, sslkey';
@@ -824,3 +795,41 @@ COMMENT ON FUNCTION intent_report_own() IS 'reports the committed runs of this n
 
 REVOKE ALL ON FUNCTION intent_report_own(), lease_report_lapse(), report_body(lease_report), report_body(intent_report), report_since(xid8[], xid8, xid8, bigint, pg_snapshot, bigint, text), report_learn(text, jsonb) FROM PUBLIC;
 GRANT SELECT ON report_cursor TO coord_monitor;
+
+CREATE OR REPLACE VIEW metrics AS
+  SELECT 'coord_healthy' AS name, '{}'::jsonb AS labels, h.ok::int::double precision AS value FROM coord.health() h
+  UNION ALL SELECT 'coord_incarnation', '{}', n.incarnation FROM coord.local_node n
+  UNION ALL SELECT 'coord_states', '{}', count(*) FROM coord.state
+  UNION ALL SELECT 'coord_states_waiting', '{}', count(*) FROM coord.state_waiting
+  UNION ALL SELECT 'coord_clock_refused_total', '{}', coord.hlc_refused()
+   WHERE current_setting('shared_preload_libraries') ~ '\mpg_test\M'
+  UNION ALL SELECT 'coord_lease_memory_open', '{}', coord.lease_memory_is_open()::int
+  UNION ALL SELECT 'coord_lease_writers', '{}', count(DISTINCT (k.pid, k.prepared)) FROM coord.lease_locker k
+   WHERE k.granted AND (k.kind = 1 AND k.mode = 'RowShareLock' OR k.kind = 2 AND k.mode = 'ShareLock')
+  UNION ALL SELECT 'coord_lease_waiters', '{}', count(DISTINCT k.pid) FROM coord.lease_locker k WHERE NOT k.granted
+  UNION ALL SELECT 'coord_lease_reports', '{}', count(*) FROM coord.lease_report r WHERE r.learned_from IS NOT NULL
+  UNION ALL SELECT 'coord_fence_refused_total', jsonb_build_object('table', t.target), t.refusals
+    FROM coord.protected_table t WHERE t.refusals IS NOT NULL
+  UNION ALL
+  SELECT m.name, jsonb_build_object('peer', s.peer) || m.labels, m.value
+    FROM coord.peer_status s
+    JOIN coord.convergence c ON c.peer = s.peer
+    CROSS JOIN LATERAL (VALUES
+      ('coord_peer_alive', '{}'::jsonb, (s.state = 'alive')::int::double precision),
+      ('coord_peer_phi', '{}', s.phi),
+      ('coord_peer_reachable', '{}', coalesce(s.reachable, false)::int),
+      ('coord_peer_converged', '{}', c.converged::int),
+      ('coord_peer_mismatches_total', '{}', c.mismatches),
+      ('coord_peer_rounds_total', '{}', s.rounds),
+      ('coord_peer_failures_total', '{}', s.failures),
+      ('coord_peer_full_syncs_total', '{}', s.full_syncs),
+      ('coord_peer_refused_total', '{}', s.refused),
+      ('coord_peer_rows_total', '{"direction": "in"}', s.rows_in),
+      ('coord_peer_rows_total', '{"direction": "out"}', s.rows_out),
+      ('coord_peer_bytes_total', '{"direction": "in"}', s.bytes_in),
+      ('coord_peer_bytes_total', '{"direction": "out"}', s.bytes_out),
+      ('coord_peer_lag_seconds', '{}', extract(epoch FROM s.lag)),
+      ('coord_peer_round_trip_seconds', '{}', extract(epoch FROM s.round_trip))) m(name, labels, value)
+   WHERE m.value IS NOT NULL;
+COMMENT ON VIEW metrics IS 'everything that can be counted, for scraping; names ending in _total only grow while the server runs';
+COMMENT ON COLUMN metrics.labels IS 'peer, direction and table, where they apply';

@@ -32,13 +32,13 @@ extension_sql_file!(
     requires = ["gossip"]
 );
 extension_sql_file!(
-    "../sql/health.sql",
-    name = "health",
+    "../sql/lease.sql",
+    name = "lease",
     requires = ["incarnation"]
 );
-extension_sql_file!("../sql/lease.sql", name = "lease", requires = ["health"]);
 extension_sql_file!("../sql/intent.sql", name = "intent", requires = ["lease"]);
 extension_sql_file!("../sql/report.sql", name = "report", requires = ["intent"]);
+extension_sql_file!("../sql/health.sql", name = "health", requires = ["report"]);
 
 static PRELOADED: AtomicBool = AtomicBool::new(false);
 

@@ -126,6 +126,7 @@ UPDATE account SET balance = 131;
 COMMIT;
 SELECT balance FROM account;
 SELECT target, refusals FROM protected_table;
+SELECT labels, value FROM metrics WHERE name = 'coord_fence_refused_total';
 SELECT unprotect_table('account');
 SELECT unprotect_table('account');
 UPDATE account SET balance = 140;
