@@ -111,7 +111,8 @@ install_cargo_pgrx() {
 	version=$(pgrx_version)
 	if [[ $(cargo pgrx --version 2>/dev/null) == "cargo-pgrx $version" ]]; then return; fi
 	note "building cargo-pgrx $version, some minutes"
-	cargo install cargo-pgrx --version "$version" --locked
+	# It spends its time in the compiler, so optimising it takes longer than it ever saves.
+	CARGO_PROFILE_DEV_DEBUG=0 cargo install cargo-pgrx --version "$version" --locked --debug
 }
 
 # pgrx builds against the server that its own configuration names.
