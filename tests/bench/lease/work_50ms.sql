@@ -1,0 +1,1 @@
+SELECT work_for_50ms(:client_id);
