@@ -1,24 +1,20 @@
-//! Expiry of leases in shared memory: a renewal changes nothing else.
+//! The shared memory that keeps the expiry of leases: its entries, and which databases use it.
 //!
-//! The table is what counts for everything but the expiry, and an entry here counts only while it
-//! has the epoch of its row. An entry holds its expiry and one bit in a single word, and whoever
-//! changes it does so by compare-and-swap: a takeover sets the bit while the lease is expired, and a
-//! renewal that comes later finds the bit and is refused, one that came before is found by the
-//! takeover, which judges again. The epoch of an entry is stored before its word, and a new grant brings
-//! another expiry and so another word, so an unchanged word has an unchanged epoch.
-//!
-//! An entry may be thrown out for another when the table knows all it knows and nobody has pinned
-//! it; that takes the lock exclusively, and everything else takes it shared.
+//! What happens to one entry is in `entry`. Here an entry is found, made, and thrown out for another
+//! when the table knows all it knows and nobody has pinned it; that takes the lock exclusively, and
+//! everything else takes it shared.
 
 use std::ptr::NonNull;
 use std::sync::atomic::{
-    AtomicBool, AtomicI64, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering,
+    AtomicBool, AtomicI64, AtomicPtr, AtomicU8, AtomicU32, AtomicUsize, Ordering,
 };
 
 use pgrx::prelude::*;
 use pgrx::{PgLwLock, pg_shmem_init, pg_sys};
 
 use super::clock::{self, Anchor};
+use super::entry::Entry;
+pub use super::entry::{Extent, Key, Known, Renewal, Unwritten};
 use super::grant::Predecessor;
 use crate::process::{own_database, own_latch, set_latch};
 use crate::{guc, is_preloaded};
@@ -27,154 +23,6 @@ use crate::{guc, is_preloaded};
 const WAYS: usize = 8;
 
 const MAX_DATABASES: usize = 64;
-
-/// Every lease of every database is looked up in the same table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Key {
-    /// The oid of `coord.lease`: another one after DROP EXTENSION and CREATE EXTENSION.
-    pub relation: u32,
-    pub lease_id: i64,
-}
-
-#[derive(Default)]
-#[repr(C)]
-pub struct Entry {
-    /// 0 marks a free entry.
-    database: AtomicU32,
-    relation: AtomicU32,
-    lease_id: AtomicI64,
-    epoch: AtomicI64,
-    /// The expiry, shifted left by one, and whether a takeover is under way.
-    word: AtomicU64,
-    ttl: AtomicI64,
-    /// Transactions and sessions that rely on the entry to stay.
-    pins: AtomicU32,
-    to_write: AtomicU8,
-    /// Address of the latch of the head of the queue, in shared memory; 0 when nobody waits.
-    waiter: AtomicUsize,
-}
-
-/// The table knows all that the entry knows; the worker is about to tell it; it knows less; it also
-/// promises less time after a crash.
-const CLEAN: u8 = 0;
-const WRITING: u8 = 1;
-const DIRTY: u8 = 2;
-const URGENT: u8 = 3;
-
-/// An epoch that no row has: 0 is that of a resource before its first grant.
-const OUTDATED: i64 = -1;
-
-fn word(expires_at: i64, is_taken: bool) -> u64 {
-    (expires_at << 1).cast_unsigned() | u64::from(is_taken)
-}
-
-fn expiry(word: u64) -> i64 {
-    word.cast_signed() >> 1
-}
-
-fn is_taken(word: u64) -> bool {
-    word & 1 == 1
-}
-
-/// What became of a renewal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Renewal {
-    Renewed,
-    /// Another transaction is being granted the lease.
-    Taken,
-    Superseded,
-}
-
-impl Entry {
-    fn is_of(&self, database: u32, key: Key) -> bool {
-        self.database.load(Ordering::Acquire) == database
-            && self.relation.load(Ordering::Acquire) == key.relation
-            && self.lease_id.load(Ordering::Acquire) == key.lease_id
-    }
-
-    fn can_be_replaced(&self) -> bool {
-        self.database.load(Ordering::Acquire) == 0
-            || ((self.to_write.load(Ordering::Acquire) == CLEAN
-                || self.epoch.load(Ordering::Acquire) == OUTDATED)
-                && self.pins.load(Ordering::Acquire) == 0
-                && !is_taken(self.word.load(Ordering::Acquire)))
-    }
-
-    /// Whether the entry is of this epoch, or is about to be of another.
-    fn is_current(&self, epoch: i64) -> bool {
-        self.epoch.load(Ordering::Acquire) == epoch || is_taken(self.word.load(Ordering::Acquire))
-    }
-
-    fn set(&self, known: Known) {
-        self.epoch.store(known.epoch, Ordering::Release);
-        self.ttl.store(known.ttl, Ordering::Release);
-        self.to_write.store(CLEAN, Ordering::Release);
-        self.word
-            .store(word(known.expires_at, false), Ordering::Release);
-    }
-
-    /// The expiry, when the entry is of this epoch.
-    fn expiry_at(&self, epoch: i64) -> Option<i64> {
-        loop {
-            let before = self.word.load(Ordering::Acquire);
-            let found = self.epoch.load(Ordering::Acquire);
-            if self.word.load(Ordering::Acquire) == before {
-                return (found == epoch).then(|| expiry(before));
-            }
-        }
-    }
-
-    fn renew(&self, epoch: i64, expires_at: i64, ttl: i64) -> Renewal {
-        let mut before = self.word.load(Ordering::Acquire);
-        loop {
-            if is_taken(before) {
-                return Renewal::Taken;
-            }
-            if self.epoch.load(Ordering::Acquire) != epoch {
-                return Renewal::Superseded;
-            }
-            let after = word(expires_at, false);
-            match self
-                .word
-                .compare_exchange(before, after, Ordering::AcqRel, Ordering::Acquire)
-            {
-                Ok(_) => break,
-                Err(newer) => before = newer,
-            }
-        }
-        // After a crash the lease counts as held for the ttl in the table: a longer one is urgent.
-        let is_longer = self.ttl.fetch_max(ttl, Ordering::AcqRel) < ttl;
-        let level = if is_longer { URGENT } else { DIRTY };
-        self.to_write.fetch_max(level, Ordering::AcqRel);
-        if is_longer {
-            tell_worker(|here| &here.is_urgent);
-        }
-        Renewal::Renewed
-    }
-
-    /// Marks the entry as being taken over, if its lease has expired by `now` or has ended.
-    fn take(&self, now: i64, has_ended: bool) -> Result<(), i64> {
-        let mut before = self.word.load(Ordering::Acquire);
-        loop {
-            let expires_at = expiry(before);
-            if !has_ended && now < expires_at {
-                return Err(expires_at);
-            }
-            let after = before | 1;
-            match self
-                .word
-                .compare_exchange(before, after, Ordering::AcqRel, Ordering::Acquire)
-            {
-                Ok(_) => return Ok(()),
-                Err(newer) => before = newer,
-            }
-        }
-    }
-
-    fn wake(&self) {
-        set_latch(self.waiter.load(Ordering::Acquire));
-    }
-}
 
 #[derive(Default)]
 #[repr(C)]
@@ -414,14 +262,8 @@ pub fn open(relation: u32) {
         let oid = own_database();
         let mine = entries(header)
             .iter()
-            .filter(|entry| entry.database.load(Ordering::Acquire) == oid);
-        for entry in mine {
-            entry.epoch.store(OUTDATED, Ordering::Release);
-            entry.to_write.store(CLEAN, Ordering::Release);
-            if entry.can_be_replaced() {
-                entry.database.store(0, Ordering::Release);
-            }
-        }
+            .filter(|entry| entry.is_of_database(oid));
+        mine.for_each(Entry::outdate);
         here.worker.store(own_latch(), Ordering::Release);
         here.open_for.store(relation, Ordering::Release);
     }
@@ -460,16 +302,15 @@ pub fn renew(key: Key, epoch: i64, expires_at: i64, ttl: i64) -> Option<Renewal>
     if !is_open(key.relation) {
         return None;
     }
-    Some(find(key)?.renew(epoch, expires_at, ttl))
+    Some(renew_entry(find(key)?, epoch, expires_at, ttl))
 }
 
-/// What the table knows of a lease.
-#[derive(Clone, Copy, Debug)]
-pub struct Known {
-    pub key: Key,
-    pub epoch: i64,
-    pub expires_at: i64,
-    pub ttl: i64,
+fn renew_entry(entry: &Entry, epoch: i64, expires_at: i64, ttl: i64) -> Renewal {
+    let renewal = entry.renew(epoch, expires_at, ttl);
+    if renewal == (Renewal::Renewed { is_urgent: true }) {
+        tell_worker(|here| &here.is_urgent);
+    }
+    renewal
 }
 
 /// An entry that stays until this is dropped.
@@ -479,14 +320,14 @@ pub struct Pinned {
 
 impl Pinned {
     fn new(entry: &'static Entry) -> Self {
-        entry.pins.fetch_add(1, Ordering::AcqRel);
+        entry.pin();
         Self { entry }
     }
 }
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        self.entry.pins.fetch_sub(1, Ordering::AcqRel);
+        self.entry.unpin();
     }
 }
 
@@ -526,14 +367,7 @@ fn find_or_make(key: Key) -> Option<&'static Entry> {
     let database = own_database();
     let mut places = bucket(database, key).iter();
     let place = places.find(|entry| entry.can_be_replaced())?;
-    place.relation.store(key.relation, Ordering::Release);
-    place.lease_id.store(key.lease_id, Ordering::Release);
-    place.epoch.store(OUTDATED, Ordering::Release);
-    place.word.store(0, Ordering::Release);
-    place.to_write.store(CLEAN, Ordering::Release);
-    place.pins.store(0, Ordering::Release);
-    place.waiter.store(0, Ordering::Release);
-    place.database.store(database, Ordering::Release);
+    place.assign(database, key);
     Some(place)
 }
 
@@ -546,37 +380,29 @@ impl Pinned {
 
     /// The takeover has committed: allocates nothing and cannot fail.
     pub fn grant(&self, epoch: i64, expires_at: i64, ttl: i64) {
-        self.entry.ttl.store(ttl, Ordering::Release);
-        self.entry.epoch.store(epoch, Ordering::Release);
-        self.entry.to_write.store(CLEAN, Ordering::Release);
-        self.entry
-            .word
-            .store(word(expires_at, false), Ordering::Release);
-        self.entry.wake();
+        self.entry.grant(epoch, expires_at, ttl);
+        self.wake();
     }
 
     /// The takeover was rolled back.
     pub fn give_back(&self) {
-        self.entry.word.fetch_and(!1, Ordering::AcqRel);
-        self.entry.wake();
+        self.entry.give_back();
+        self.wake();
     }
 
     /// The grant of this epoch has ended before its time: whoever still goes by this entry is sent to the
     /// table, a renewal that has looked there before the end included.
     pub fn end(&self, epoch: i64) {
-        let ended =
-            self.entry
-                .epoch
-                .compare_exchange(epoch, OUTDATED, Ordering::AcqRel, Ordering::Acquire);
-        if ended.is_ok() {
-            // Another word, so that a renewal between its look at the epoch and its swap fails.
-            self.entry.word.fetch_add(2, Ordering::AcqRel);
-        }
-        self.entry.wake();
+        self.entry.end(epoch);
+        self.wake();
     }
 
     pub fn renew(&self, epoch: i64, expires_at: i64, ttl: i64) -> Renewal {
-        self.entry.renew(epoch, expires_at, ttl)
+        renew_entry(self.entry, epoch, expires_at, ttl)
+    }
+
+    fn wake(&self) {
+        set_latch(self.entry.waiter());
     }
 }
 
@@ -600,16 +426,13 @@ pub fn watch(key: Key) -> Option<Watching> {
             find_or_make(key)?
         }
     };
-    entry.waiter.store(own_latch(), Ordering::Release);
+    entry.watch(own_latch());
     Some(Watching { entry })
 }
 
 impl Drop for Watching {
     fn drop(&mut self) {
-        let _ =
-            self.entry
-                .waiter
-                .compare_exchange(own_latch(), 0, Ordering::AcqRel, Ordering::Acquire);
+        self.entry.unwatch(own_latch());
     }
 }
 
@@ -643,75 +466,26 @@ pub fn take_urgency() -> bool {
     database().is_some_and(|here| here.is_urgent.swap(false, Ordering::AcqRel))
 }
 
-/// An expiry that the table does not know yet.
-pub struct Unwritten {
-    pub lease_id: i64,
-    pub epoch: i64,
-    pub expires_at: i64,
-    pub ttl: i64,
-    level: u8,
-    entry: &'static Entry,
-}
-
-impl Unwritten {
-    /// The table knows it now; what was renewed meanwhile is written the next time.
-    pub fn is_written(&self) {
-        let _ = self.entry.to_write.compare_exchange(
-            WRITING,
-            CLEAN,
-            Ordering::AcqRel,
-            Ordering::Acquire,
-        );
-    }
-
-    /// It could not be written after all.
-    pub fn put_back(&self) {
-        self.entry.to_write.fetch_max(self.level, Ordering::AcqRel);
-        if self.level == URGENT {
-            tell_worker(|here| &here.is_urgent);
-        }
-    }
-}
-
-/// Which expiries are to be written to the table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Extent {
-    /// Those of which a crash would lose what was promised.
-    Urgent,
-    All,
-}
-
 /// Takes what the table does not know yet, up to `limit`. Until the caller says what has become of it no
 /// entry is thrown out.
-pub fn take_unwritten(extent: Extent, limit: usize) -> Vec<Unwritten> {
+pub fn take_unwritten(extent: Extent, limit: usize) -> Vec<Unwritten<'static>> {
     let Some(header) = header() else {
         return Vec::new();
     };
     let database = own_database();
-    let level = match extent {
-        Extent::Urgent => URGENT,
-        Extent::All => DIRTY,
-    };
     let _shared = LOCK.share();
-    let dirty = entries(header).iter().filter(|entry| {
-        entry.epoch.load(Ordering::Acquire) != OUTDATED
-            && entry.to_write.load(Ordering::Acquire) >= level
-            && entry.database.load(Ordering::Acquire) == database
-            && !is_taken(entry.word.load(Ordering::Acquire))
-    });
-    let unwritten = dirty.take(limit).map(|entry| {
-        // Before the values are read: a renewal after this is written the next time.
-        let level = entry.to_write.swap(WRITING, Ordering::AcqRel);
-        Unwritten {
-            level,
-            lease_id: entry.lease_id.load(Ordering::Acquire),
-            epoch: entry.epoch.load(Ordering::Acquire),
-            expires_at: expiry(entry.word.load(Ordering::Acquire)),
-            ttl: entry.ttl.load(Ordering::Acquire),
-            entry,
-        }
-    });
-    unwritten.collect()
+    let mine = entries(header)
+        .iter()
+        .filter(|entry| entry.is_of_database(database));
+    let unwritten = mine.filter_map(|entry| entry.take_unwritten(extent));
+    unwritten.take(limit).collect()
+}
+
+/// It could not be written after all.
+pub fn put_back(unwritten: &Unwritten) {
+    if unwritten.put_back() {
+        tell_worker(|here| &here.is_urgent);
+    }
 }
 
 /// What memory knows of the expiry of a lease.
@@ -751,11 +525,6 @@ pub fn put_back_interrupted() {
     let _shared = LOCK.share();
     let mine = entries(header)
         .iter()
-        .filter(|entry| entry.database.load(Ordering::Acquire) == database);
-    for entry in mine {
-        let _ =
-            entry
-                .to_write
-                .compare_exchange(WRITING, DIRTY, Ordering::AcqRel, Ordering::Acquire);
-    }
+        .filter(|entry| entry.is_of_database(database));
+    mine.for_each(Entry::put_back_interrupted);
 }

@@ -4,6 +4,7 @@
 mod acquire;
 mod admission;
 mod clock;
+mod entry;
 pub mod grant;
 mod history;
 mod lock;

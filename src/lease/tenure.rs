@@ -63,7 +63,7 @@ pub fn renew(claim: Claim, ttl: i64) -> Outcome<i64> {
         let found = check(Leases::open(Access::Read).find(claim.resource), claim)?;
         let expires_at = store::now() + ttl;
         match memory::renew(found.key, claim.epoch, expires_at, ttl) {
-            Some(Renewal::Renewed) => return Ok(expires_at),
+            Some(Renewal::Renewed { .. }) => return Ok(expires_at),
             Some(Renewal::Taken)
                 if transaction::renew_granted(found.key, claim.epoch, expires_at, ttl) =>
             {

@@ -181,7 +181,7 @@ impl Keeper {
             });
             left.append(&mut unwritten);
         }
-        left.iter().for_each(Unwritten::put_back);
+        left.iter().for_each(memory::put_back);
         left.is_empty()
     }
 
