@@ -47,7 +47,8 @@ pub struct Keeper {
     run: Runner,
     is_open: bool,
     last_tried: Option<Instant>,
-    last_written: Instant,
+    /// None until it has been done once: a worker may end before the first interval has passed.
+    last_written: Option<Instant>,
     last_told: Option<Instant>,
     /// What was visible when changes of holder were last told, as `pg_snapshot`.
     told: Option<String>,
@@ -59,7 +60,7 @@ impl Keeper {
             run,
             is_open: false,
             last_tried: None,
-            last_written: Instant::now(),
+            last_written: None,
             last_told: None,
             told: None,
         }
@@ -85,10 +86,13 @@ impl Keeper {
         if memory::take_urgency() {
             self.write_back(Extent::Urgent);
         }
-        if self.last_written.elapsed() >= INTERVAL {
+        if self
+            .last_written
+            .is_none_or(|last| last.elapsed() >= INTERVAL)
+        {
             self.write_back(Extent::All);
             self.forget_history();
-            self.last_written = Instant::now();
+            self.last_written = Some(Instant::now());
         }
         if self.told.is_none() || (memory::has_change() && self.rest().is_zero()) {
             memory::take_change();

@@ -260,6 +260,38 @@ if ($is_timed_out)
 	crash($_) foreach $mesh->sql('a', q{SELECT pid FROM pg_stat_activity WHERE query LIKE '%lease_renew(''in flight''%' AND pid <> pg_backend_pid()});
 }
 
+# ---- how long history is kept
+
+# Their grants are recorded by the clock of the session.
+$mesh->sql('a', ahead(-$_->[1]) . acquire("granted $_->[0]", 'a', '10 min')) foreach [ 'long ago', 8 * 86_400 ], [ 'an hour ago', 3_600 ], [ 'now', 0 ];
+my $kept = q{SELECT string_agg(resource, ', ' ORDER BY recorded_at) FROM coord.lease_history WHERE resource LIKE 'granted %'};
+
+# What is too old goes when the worker begins, and every minute.
+sub restart_with_retention
+{
+	my ($minutes) = @_;
+	$mesh->sql('a', "ALTER SYSTEM SET coord.lease_history_retention = $minutes");
+	$mesh->node('a')->restart;
+	my $listener = session($mesh->node('a'));
+	answer($listener, 'LISTEN coord_lease;');
+	# A worker that tells of changes has been at the history before.
+	wait_until('a notification', sub {
+		$mesh->sql('a', acquire('told', 'a', '1 min') . q{; SELECT coord.lease_revoke('told', 'enough')});
+		return answer($listener, 'SELECT 1;') =~ /^Asynchronous notification "coord_lease"/m;
+	});
+	$listener->quit;
+	return;
+}
+restart_with_retention(-1);
+is($mesh->sql('a', $kept), 'granted long ago, granted an hour ago, granted now', 'history is kept for ever with a retention of -1');
+restart_with_retention(1440);
+is($mesh->sql('a', $kept), 'granted an hour ago, granted now', 'with one of a day what is older goes');
+restart_with_retention(30);
+is($mesh->sql('a', $kept), 'granted now', 'with one of half an hour too');
+is($mesh->sql('a', q{SELECT count(*) FROM coord.lease WHERE resource LIKE 'granted %'}), '3', 'the leases are kept');
+$mesh->sql('a', 'ALTER SYSTEM RESET coord.lease_history_retention');
+$mesh->sql('a', 'SELECT pg_reload_conf()');
+
 # ---- the extension created again
 
 $mesh->sql('a', acquire('again', 'a', '1 h') . ';' . renew('again', 'a', 1, '1 h') . q{; SELECT coord.lease_release('again', 'a', 1);} . acquire('again', 'a', '1 h'));
