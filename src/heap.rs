@@ -5,23 +5,67 @@
 //! and as catalogs are changed (src/backend/catalog/indexing.c): the tables have no triggers, and the
 //! values that are written keep their constraints.
 
-use std::ffi::CStr;
+use std::cell::RefCell;
+use std::ffi::{CStr, c_int};
 
+use pgrx::itemptr::item_pointer_get_block_number_no_check;
 use pgrx::prelude::*;
-use pgrx::{FromDatum, pg_sys};
+use pgrx::{FromDatum, IntoDatum, pg_sys};
 
 unsafe extern "C-unwind" {
     // Exported by every PostgreSQL since 10 (src/backend/commands/sequence.c); not among pgrx's bindings.
     fn nextval_internal(relation: pg_sys::Oid, check_permissions: bool) -> i64;
 }
 
+thread_local! {
+    /// Oids of relations of schema `coord` that were asked for: one access by name costs two look-ups in
+    /// the system's caches, and a grant needs half a dozen.
+    static OIDS: RefCell<Vec<(&'static CStr, pg_sys::Oid)>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Called from `_PG_init`.
+pub fn register_callbacks() {
+    use pg_sys::SysCacheIdentifier::{NAMESPACENAME, RELNAMENSP};
+    for cache in [NAMESPACENAME, RELNAMENSP] {
+        // SAFETY: the callback stays loaded as long as the process.
+        unsafe {
+            pg_sys::CacheRegisterSyscacheCallback(
+                cache.cast_signed(),
+                Some(forget_oids),
+                pg_sys::Datum::null(),
+            );
+        }
+    }
+}
+
+/// Some relation or schema was created, renamed or dropped.
+#[pg_guard]
+unsafe extern "C-unwind" fn forget_oids(_argument: pg_sys::Datum, _cache: c_int, _hash: u32) {
+    OIDS.with_borrow_mut(Vec::clear);
+}
+
 /// The oid of a relation of schema `coord`.
-pub fn relation_oid(name: &CStr) -> pg_sys::Oid {
+pub fn relation_oid(name: &'static CStr) -> pg_sys::Oid {
+    let known = OIDS.with_borrow(|oids| oids.iter().find(|(known, _)| *known == name).copied());
+    if let Some((_, oid)) = known {
+        return oid;
+    }
     // SAFETY: plain C strings; an unknown name gives the invalid oid.
-    unsafe {
+    let oid = unsafe {
         let schema = pg_sys::get_namespace_oid(c"coord".as_ptr(), false);
         pg_sys::get_relname_relid(name.as_ptr(), schema)
+    };
+    if oid != pg_sys::InvalidOid {
+        OIDS.with_borrow_mut(|oids| oids.push((name, oid)));
     }
+    oid
+}
+
+/// Where a version of a row was seen. It may be gone by now, and another row be there.
+#[derive(Clone, Copy, Debug)]
+pub struct Position {
+    table: u32,
+    tuple: pg_sys::ItemPointerData,
 }
 
 fn equal_key((number, text): &(i16, &str)) -> pg_sys::ScanKeyData {
@@ -89,7 +133,7 @@ pub struct Table {
 }
 
 impl Table {
-    pub fn open(name: &CStr, access: Access) -> Self {
+    pub fn open(name: &'static CStr, access: Access) -> Self {
         let oid = relation_oid(name);
         // SAFETY: raises an error when the table is gone; closed when dropped.
         let relation = unsafe { pg_sys::table_open(oid, access.lock()) };
@@ -116,7 +160,12 @@ impl Table {
     }
 
     /// The first row whose columns are these texts; looked up by `index`, which begins with those columns.
-    pub fn find(&self, seen: &Latest, index: &CStr, keys: &[(i16, &str)]) -> Option<Row<'_>> {
+    pub fn find(
+        &self,
+        seen: &Latest,
+        index: &'static CStr,
+        keys: &[(i16, &str)],
+    ) -> Option<Row<'_>> {
         let mut found = None;
         self.scan(seen, Some(index), keys, |row| {
             found = Some(row);
@@ -125,12 +174,55 @@ impl Table {
         found
     }
 
+    /// The first row there is, of a table that has few.
+    pub fn first(&self, seen: &Latest) -> Option<Row<'_>> {
+        let mut found = None;
+        self.scan(seen, None, &[], |row| {
+            found = Some(row);
+            false
+        });
+        found
+    }
+
+    /// The row that is at a position, if the snapshot sees one there: whichever row that is now. It is the
+    /// price of one page, where an index takes several and has to be opened.
+    pub fn at(&self, seen: &Latest, position: Position) -> Option<Row<'_>> {
+        if position.table != self.oid() {
+            return None;
+        }
+        let mut tuple = pg_sys::HeapTupleData {
+            t_self: position.tuple,
+            ..Default::default()
+        };
+        let mut buffer = pg_sys::Buffer::default();
+        // SAFETY: the table is open, so it is not cut shorter between the look at its size and the one at
+        // the page; the row is copied before its page is given back.
+        unsafe {
+            let block = item_pointer_get_block_number_no_check(position.tuple);
+            let main = pg_sys::ForkNumber::MAIN_FORKNUM;
+            let is_there = block < pg_sys::RelationGetNumberOfBlocksInFork(self.relation, main)
+                && pg_sys::heap_fetch(
+                    self.relation,
+                    seen.0,
+                    &raw mut tuple,
+                    &raw mut buffer,
+                    false,
+                );
+            if !is_there {
+                return None;
+            }
+            let tuple = pg_sys::heap_copytuple(&raw mut tuple);
+            pg_sys::ReleaseBuffer(buffer);
+            Some(Row { table: self, tuple })
+        }
+    }
+
     /// Every row whose columns are these texts, while `take` asks for more. Without an index the whole
     /// table is read.
     pub fn scan<'a>(
         &'a self,
         seen: &Latest,
-        index: Option<&CStr>,
+        index: Option<&'static CStr>,
         keys: &[(i16, &str)],
         mut take: impl FnMut(Row<'a>) -> bool,
     ) {
@@ -164,20 +256,30 @@ impl Table {
         }
     }
 
-    /// Adds a row; one value for each column.
-    pub fn insert(&self, values: &[Option<pg_sys::Datum>]) {
+    /// Adds a row; one value for each column. Returns where it is.
+    pub fn insert(&self, values: &[Option<pg_sys::Datum>]) -> Position {
         let tuple = self.tuple(values);
         // SAFETY: the tuple is of this table's form.
         unsafe { pg_sys::CatalogTupleInsert(self.relation, tuple) };
         self.make_visible();
+        self.position_of(tuple)
     }
 
-    /// Replaces a row. The caller keeps everybody else from changing it.
-    pub fn replace(&self, row: &Row, values: &[Option<pg_sys::Datum>]) {
+    /// Replaces a row. The caller keeps everybody else from changing it. Returns where it is now.
+    pub fn replace(&self, row: &Row, values: &[Option<pg_sys::Datum>]) -> Position {
         let tuple = self.tuple(values);
         // SAFETY: as above, and the row is of this table.
         unsafe { pg_sys::CatalogTupleUpdate(self.relation, &raw mut (*row.tuple).t_self, tuple) };
         self.make_visible();
+        self.position_of(tuple)
+    }
+
+    fn position_of(&self, tuple: pg_sys::HeapTuple) -> Position {
+        Position {
+            table: self.oid(),
+            // SAFETY: a tuple that was read from the table or written to it.
+            tuple: unsafe { (*tuple).t_self },
+        }
     }
 
     fn tuple(&self, values: &[Option<pg_sys::Datum>]) -> pg_sys::HeapTuple {
@@ -227,6 +329,25 @@ pub struct Row<'a> {
 impl Row<'_> {
     pub fn table_oid(&self) -> u32 {
         self.table.oid()
+    }
+
+    pub fn position(&self) -> Position {
+        self.table.position_of(self.tuple)
+    }
+
+    /// One column, from 0.
+    ///
+    /// # Safety
+    /// The column is of type `T`.
+    pub unsafe fn get<T: FromDatum>(&self, column: usize) -> Option<T> {
+        let mut is_null = false;
+        let number = i32::try_from(column + 1).unwrap_or(0);
+        // SAFETY: the row is of the table; a number that no column has is refused as null.
+        unsafe {
+            let columns = self.table.columns();
+            let datum = pg_sys::SPI_getbinval(self.tuple, columns, number, &raw mut is_null);
+            T::from_datum(datum, is_null)
+        }
     }
 
     /// One column by its name, for a table whose columns have come at different times.

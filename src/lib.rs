@@ -57,6 +57,7 @@ pub extern "C-unwind" fn _PG_init() {
     guc::register();
     gossip::control::register_callback();
     lease::register_callbacks();
+    heap::register_callbacks();
     if preloads {
         clock::server::register();
         lease::memory::register();

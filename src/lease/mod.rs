@@ -11,6 +11,7 @@ mod lock;
 pub mod memory;
 #[cfg(test)]
 mod model;
+mod positions;
 pub mod protection;
 pub mod report;
 mod savepoint;

@@ -1,13 +1,16 @@
 //! Rows of `coord.lease`, joined with what shared memory knows of their expiry.
 
+use std::cell::Cell;
+
 use pgrx::prelude::*;
 use pgrx::{IntoDatum, pg_sys};
 
 use super::grant::{Ended, Lease, Predecessor, Run, Stored};
 use super::memory::{self, Key, Known};
+use super::positions;
 use super::report::{Elsewhere, Reported};
 use crate::error::{self, Result};
-use crate::heap::{self, Access, Latest, Row, Table};
+use crate::heap::{self, Access, Latest, Position, Row, Table};
 use crate::{guc, is_preloaded, node};
 
 /// The lease clock, which a test may have set ahead or back.
@@ -207,7 +210,20 @@ impl Leases {
 
     /// The row of a resource, to be replaced.
     pub fn find_row(&self, seen: &Latest, resource: &str) -> Option<Row<'_>> {
-        self.table.find(seen, INDEX, &[(RESOURCE_NUMBER, resource)])
+        self.find_row_again(seen, resource).or_else(|| {
+            let keys = [(RESOURCE_NUMBER, resource)];
+            let row = self.table.find(seen, INDEX, &keys)?;
+            positions::remember(resource, row.position());
+            Some(row)
+        })
+    }
+
+    /// The row of a resource where it was the last time.
+    fn find_row_again(&self, seen: &Latest, resource: &str) -> Option<Row<'_>> {
+        let row = self.table.at(seen, positions::of(resource)?)?;
+        // SAFETY: the type is that of sql/lease.sql.
+        let found = unsafe { row.get::<&str>(column::RESOURCE) };
+        (found == Some(resource)).then_some(row)
     }
 
     /// Resources last granted to a holder and not given back, with their epochs, in order.
@@ -265,10 +281,11 @@ impl Leases {
             .and_then(|id| pgrx::Uuid::from_bytes(id).into_datum());
         values[column::RESOURCE] = resource.into_datum();
         values[column::HOLDER] = lease.holder.as_str().into_datum();
-        match before {
+        let position = match before {
             Some(row) => self.table.replace(row, &values),
             None => self.table.insert(&values),
-        }
+        };
+        positions::remember(resource, position);
     }
 
     /// Stores that the last grant of a resource has ended. The caller holds the lease for a change.
@@ -301,7 +318,8 @@ impl Leases {
             let before = row.values::<{ column::COUNT }>();
             let mut values = std::array::from_fn(|column| before.datum(column));
             change(&mut values);
-            self.table.replace(&row, &values);
+            let position = self.table.replace(&row, &values);
+            positions::remember(resource, position);
         }
     }
 }
@@ -347,28 +365,36 @@ pub fn elsewhere(seen: &Latest, resource: &str) -> Elsewhere {
     Elsewhere::new(reports)
 }
 
+thread_local! {
+    /// Where the row of the node was last seen.
+    static NODE: Cell<Option<Position>> = const { Cell::new(None) };
+}
+
 /// The life of this node, which the epochs of its grants lie in; the first one where the database is
 /// no node. 55000 while the node does not know yet.
 pub fn incarnation(seen: &Latest) -> Result<i64> {
     let table = Table::open(c"local_node", Access::Read);
-    let mut found = Ok(1);
-    table.scan(seen, None, &[], |row| {
-        // SAFETY: the types are those of sql/node.sql.
-        let (incarnation, place, started) = unsafe {
-            (
-                row.get_named::<i64>(c"incarnation"),
-                row.get_named::<&str>(c"place"),
-                row.get_named::<TimestampWithTimeZone>(c"started"),
-            )
-        };
-        let is_confirmed = place
-            .zip(started)
-            .is_some_and(|(place, started)| node::sql::life_is_confirmed(place, started));
-        found = match incarnation {
-            Some(incarnation) if is_confirmed => Ok(incarnation),
-            _ => Err(error::life_unknown(is_preloaded())),
-        };
-        false
-    });
-    found
+    // There is one row: whichever is seen is the one.
+    let known = NODE.get().and_then(|position| table.at(seen, position));
+    let row = known.or_else(|| table.first(seen));
+    NODE.set(row.as_ref().map(Row::position));
+    row.map_or(Ok(1), |row| confirmed_life(&row))
+}
+
+fn confirmed_life(node: &Row) -> Result<i64> {
+    // SAFETY: the types are those of sql/node.sql.
+    let (incarnation, place, started) = unsafe {
+        (
+            node.get_named::<i64>(c"incarnation"),
+            node.get_named::<&str>(c"place"),
+            node.get_named::<TimestampWithTimeZone>(c"started"),
+        )
+    };
+    let is_confirmed = place
+        .zip(started)
+        .is_some_and(|(place, started)| node::sql::life_is_confirmed(place, started));
+    match incarnation {
+        Some(incarnation) if is_confirmed => Ok(incarnation),
+        _ => Err(error::life_unknown(is_preloaded())),
+    }
 }

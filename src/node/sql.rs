@@ -1,6 +1,6 @@
 //! Binds nodes, members and peers to SQL; the declarations are in `sql/node.sql`.
 
-use std::cell::OnceCell;
+use std::cell::{OnceCell, RefCell};
 use std::ffi::CString;
 use std::os::unix::fs::MetadataExt;
 
@@ -98,6 +98,23 @@ pub fn place() -> Place {
     }
 }
 
+/// Whether a label is that of the place where this database is now. Nothing of that but the timeline
+/// changes while the process runs, and every grant asks.
+fn is_here(label: &str) -> bool {
+    thread_local! {
+        static KNOWN: RefCell<Option<(u32, String)>> = const { RefCell::new(None) };
+    }
+    // SAFETY: as above.
+    let timeline = unsafe { pg_sys::GetWALInsertionTimeLine() };
+    KNOWN.with_borrow_mut(|known| {
+        let known = match known.take().filter(|(of, _)| *of == timeline) {
+            Some(same) => known.insert(same),
+            None => known.insert((timeline, place().label())),
+        };
+        known.1 == label
+    })
+}
+
 #[pg_extern(sql = false)]
 fn node_place() -> String {
     place().label()
@@ -111,8 +128,7 @@ pub fn life_is_confirmed(confirmed_at: &str, started: TimestampWithTimeZone) -> 
     let (is_standby, server_started) =
         unsafe { (pg_sys::RecoveryInProgress(), pg_sys::PgStartTime) };
     is_standby
-        || (place().label() == confirmed_at
-            && (!is_preloaded() || started.into_inner() == server_started))
+        || (is_here(confirmed_at) && (!is_preloaded() || started.into_inner() == server_started))
 }
 
 #[pg_extern(sql = false)]
