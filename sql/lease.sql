@@ -340,6 +340,8 @@ DECLARE
   arguments text := format('%L, %L, %L', coalesce(resource, ''), coalesce(resource_column, ''), coalesce(epoch_column, ''));
   -- What a row says counts as it is stored, after every trigger that can change it.
   timing text := CASE WHEN resource IS NULL OR epoch_column IS NOT NULL THEN 'AFTER' ELSE 'BEFORE' END;
+  -- Rows that bring their tokens are checked one by one; only DELETE has none to bring.
+  operations text := CASE WHEN epoch_column IS NULL THEN 'INSERT OR UPDATE OR DELETE' ELSE 'DELETE' END;
 BEGIN
   IF target IS NULL OR num_nonnulls(resource, resource_column) <> 1 THEN
     RAISE EXCEPTION USING errcode = '22023', message = 'a protected table needs a resource or a column that names it',
@@ -365,7 +367,7 @@ BEGIN
     EXECUTE format('CREATE TRIGGER coord_fence_truncate BEFORE TRUNCATE ON %s FOR EACH STATEMENT EXECUTE FUNCTION coord.fence_guard(%s)', part.name, arguments);
     EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER coord_fence_truncate', part.name);
     IF resource IS NOT NULL THEN
-      EXECUTE format('CREATE TRIGGER coord_fence_statement BEFORE INSERT OR UPDATE OR DELETE ON %s FOR EACH STATEMENT EXECUTE FUNCTION coord.fence_guard(%s)', part.name, arguments);
+      EXECUTE format('CREATE TRIGGER coord_fence_statement BEFORE %s ON %s FOR EACH STATEMENT EXECUTE FUNCTION coord.fence_guard(%s)', operations, part.name, arguments);
       EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER coord_fence_statement', part.name);
     END IF;
     IF NOT part.is_partition THEN

@@ -44,21 +44,26 @@ unsafe extern "C-unwind" fn forget_oids(_argument: pg_sys::Datum, _cache: c_int,
     OIDS.with_borrow_mut(Vec::clear);
 }
 
-/// The oid of a relation of schema `coord`.
+/// The oid of a relation of schema `coord`; the invalid one where it is not there.
 pub fn relation_oid(name: &'static CStr) -> pg_sys::Oid {
     let known = OIDS.with_borrow(|oids| oids.iter().find(|(known, _)| *known == name).copied());
     if let Some((_, oid)) = known {
         return oid;
     }
-    // SAFETY: plain C strings; an unknown name gives the invalid oid.
+    // SAFETY: plain C strings; an unknown name gives the invalid oid, also as the schema of another.
     let oid = unsafe {
-        let schema = pg_sys::get_namespace_oid(c"coord".as_ptr(), false);
+        let schema = pg_sys::get_namespace_oid(c"coord".as_ptr(), true);
         pg_sys::get_relname_relid(name.as_ptr(), schema)
     };
     if oid != pg_sys::InvalidOid {
         OIDS.with_borrow_mut(|oids| oids.push((name, oid)));
     }
     oid
+}
+
+/// Whether schema `coord` has a relation of this name.
+pub fn is_there(name: &'static CStr) -> bool {
+    relation_oid(name) != pg_sys::InvalidOid
 }
 
 /// Where a version of a row was seen. It may be gone by now, and another row be there.
@@ -68,21 +73,50 @@ pub struct Position {
     tuple: pg_sys::ItemPointerData,
 }
 
-fn equal_key((number, text): &(i16, &str)) -> pg_sys::ScanKeyData {
-    let mut key = pg_sys::ScanKeyData::default();
-    let argument = text.into_datum().unwrap_or(pg_sys::Datum::null());
-    // SAFETY: the argument lies in the memory of the call. Compared bytewise, as the columns' collation
-    // "C" has it.
-    unsafe {
-        pg_sys::ScanKeyInit(
-            &raw mut key,
-            *number,
-            pg_sys::BTEqualStrategyNumber as u16,
-            pg_sys::F_TEXTEQ.into(),
-            argument,
-        );
+/// What the column of a row is to be, by its number from 1.
+#[derive(Clone, Copy, Debug)]
+pub enum Key<'a> {
+    Text(i16, &'a str),
+    Xid(i16, u64),
+    XidFrom(i16, u64),
+}
+
+impl Key<'_> {
+    fn scan_key(&self) -> pg_sys::ScanKeyData {
+        let (number, strategy, function, argument) = match *self {
+            // Compared bytewise, as the columns' collation "C" has it.
+            Self::Text(number, text) => (
+                number,
+                pg_sys::BTEqualStrategyNumber,
+                pg_sys::F_TEXTEQ,
+                text.into_datum().unwrap_or(pg_sys::Datum::null()),
+            ),
+            Self::Xid(number, xid) => (
+                number,
+                pg_sys::BTEqualStrategyNumber,
+                pg_sys::F_XID8EQ,
+                pg_sys::Datum::from(xid),
+            ),
+            Self::XidFrom(number, xid) => (
+                number,
+                pg_sys::BTGreaterEqualStrategyNumber,
+                pg_sys::F_XID8GE,
+                pg_sys::Datum::from(xid),
+            ),
+        };
+        let mut key = pg_sys::ScanKeyData::default();
+        // SAFETY: the argument lies in the memory of the call, and the function is that of its type.
+        unsafe {
+            pg_sys::ScanKeyInit(
+                &raw mut key,
+                number,
+                strategy as u16,
+                function.into(),
+                argument,
+            );
+        }
+        key
     }
-    key
 }
 
 /// The next number of a sequence, whoever asks.
@@ -114,6 +148,12 @@ impl Latest {
     pub fn take() -> Self {
         // SAFETY: a transaction is in progress; released when dropped, or by the end of the transaction.
         Self(unsafe { pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot()) })
+    }
+
+    /// What the statements around this see: the latest as of `Session::with_snapshot`.
+    pub fn active() -> Self {
+        // SAFETY: as above; a snapshot is active while statements run.
+        Self(unsafe { pg_sys::RegisterSnapshot(pg_sys::GetActiveSnapshot()) })
     }
 }
 
@@ -159,13 +199,8 @@ impl Table {
         unsafe { (*self.relation).rd_att }
     }
 
-    /// The first row whose columns are these texts; looked up by `index`, which begins with those columns.
-    pub fn find(
-        &self,
-        seen: &Latest,
-        index: &'static CStr,
-        keys: &[(i16, &str)],
-    ) -> Option<Row<'_>> {
+    /// The first row whose columns are these; looked up by `index`, which begins with those columns.
+    pub fn find(&self, seen: &Latest, index: &'static CStr, keys: &[Key]) -> Option<Row<'_>> {
         let mut found = None;
         self.scan(seen, Some(index), keys, |row| {
             found = Some(row);
@@ -217,17 +252,17 @@ impl Table {
         }
     }
 
-    /// Every row whose columns are these texts, while `take` asks for more. Without an index the whole
+    /// Every row whose columns are these, while `take` asks for more. Without an index the whole
     /// table is read.
     pub fn scan<'a>(
         &'a self,
         seen: &Latest,
         index: Option<&'static CStr>,
-        keys: &[(i16, &str)],
+        keys: &[Key],
         mut take: impl FnMut(Row<'a>) -> bool,
     ) {
         let index_oid = index.map_or(pg_sys::InvalidOid, relation_oid);
-        let mut keys: Vec<pg_sys::ScanKeyData> = keys.iter().map(equal_key).collect();
+        let mut keys: Vec<pg_sys::ScanKeyData> = keys.iter().map(Key::scan_key).collect();
         // SAFETY: the keys and the snapshot live until the scan has ended; rows are copied out of it. An
         // error ends the transaction, which releases all of it.
         unsafe {

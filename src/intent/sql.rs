@@ -6,7 +6,7 @@ use pgrx::JsonB;
 use pgrx::prelude::*;
 
 use super::dispatch::{self, Status};
-use crate::heap::{Access, Latest, Table};
+use crate::heap::{Access, Key, Latest, Table};
 use crate::lease::grant::check_name;
 use crate::lease::store::{self, Leases};
 use crate::varlena::SqlResult;
@@ -79,8 +79,8 @@ fn committed(seen: &Latest, agent: &str, run_id: &str) -> Option<String> {
 /// The same where the database is no node, which reports nothing.
 fn committed_here(seen: &Latest, agent: &str, run_id: &str) -> Option<String> {
     let keys = [
-        (column::AGENT as i16 + 1, agent),
-        (column::RUN as i16 + 1, run_id),
+        Key::Text(column::AGENT as i16 + 1, agent),
+        Key::Text(column::RUN as i16 + 1, run_id),
     ];
     let mut found = None;
     let table = Table::open(c"intent", Access::Read);

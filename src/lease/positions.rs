@@ -9,23 +9,36 @@ use std::cell::RefCell;
 use crate::heap::Position;
 use crate::varlena::hash_extended;
 
-/// Resources whose rows are remembered; one pushes out another that hashes alike.
+/// Resources whose rows are remembered; one pushes out another of the same slot.
 const REMEMBERED: usize = 64;
 
-thread_local! {
-    static POSITIONS: RefCell<[Option<Position>; REMEMBERED]> =
-        const { RefCell::new([None; REMEMBERED]) };
+#[derive(Clone, Copy)]
+struct Seen {
+    hash: i64,
+    position: Position,
 }
 
-fn slot(resource: &str) -> usize {
-    hash_extended(resource.as_bytes(), 0).cast_unsigned() as usize % REMEMBERED
+thread_local! {
+    static SEEN: RefCell<[Option<Seen>; REMEMBERED]> = const { RefCell::new([None; REMEMBERED]) };
+}
+
+fn hash(resource: &str) -> i64 {
+    hash_extended(resource.as_bytes(), 0)
+}
+
+fn slot(hash: i64) -> usize {
+    hash.cast_unsigned() as usize % REMEMBERED
 }
 
 /// Where the row of the resource may be.
 pub fn of(resource: &str) -> Option<Position> {
-    POSITIONS.with_borrow(|positions| positions[slot(resource)])
+    let hash = hash(resource);
+    let seen = SEEN.with_borrow(|all| all[slot(hash)]);
+    seen.filter(|seen| seen.hash == hash)
+        .map(|seen| seen.position)
 }
 
 pub fn remember(resource: &str, position: Position) {
-    POSITIONS.with_borrow_mut(|positions| positions[slot(resource)] = Some(position));
+    let hash = hash(resource);
+    SEEN.with_borrow_mut(|all| all[slot(hash)] = Some(Seen { hash, position }));
 }

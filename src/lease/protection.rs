@@ -140,8 +140,12 @@ impl Write<'_> {
             }
             Operation::Truncate => self.check_under(protection.resource, None),
             _ if !self.is_for_row() => self.check_under(protection.resource, None),
-            Operation::Insert => self.check_row(protection, self.data.tg_trigtuple, true),
-            Operation::Delete => self.check_row(protection, self.data.tg_trigtuple, false),
+            Operation::Insert => self.check_insert(protection),
+            // What is deleted brings no token.
+            Operation::Delete => {
+                let resource = self.resource_of(protection, self.data.tg_trigtuple)?;
+                self.check_under(&resource, None)
+            }
             Operation::Update => self.check_update(protection),
         }
     }
@@ -155,34 +159,37 @@ impl Write<'_> {
                 self.check_under(&before, None)?;
             }
         }
-        let brings_token = self.sets_column(protection.epoch_column)?;
-        let token = self.token_in(protection, self.data.tg_newtuple, brings_token)?;
+        let token = self.token_set(protection.epoch_column)?;
         self.check_under(&resource, token)
     }
 
-    fn check_row(
-        &self,
-        protection: Protection,
-        row: pg_sys::HeapTuple,
-        brings_token: bool,
-    ) -> Result<()> {
-        let token = self.token_in(protection, row, brings_token)?;
+    fn check_insert(&self, protection: Protection) -> Result<()> {
+        let row = self.data.tg_trigtuple;
+        let token = match protection.epoch_column {
+            "" => None,
+            name => self.epoch_at(row, self.column_number(name)?),
+        };
         self.check_under(&self.resource_of(protection, row)?, token)
     }
 
-    /// The epoch in a row, when the statement has put one there.
-    fn token_in(
-        &self,
-        protection: Protection,
-        row: pg_sys::HeapTuple,
-        brings_token: bool,
-    ) -> Result<Option<i64>> {
-        if !brings_token || protection.epoch_column.is_empty() {
+    /// The epoch that the UPDATE itself has put in a row. What it leaves alone is what some earlier writer
+    /// knew.
+    fn token_set(&self, epoch_column: &str) -> Result<Option<i64>> {
+        if epoch_column.is_empty() {
             return Ok(None);
         }
-        let number = self.column_number(protection.epoch_column)?;
+        let number = self.column_number(epoch_column)?;
+        let place = number - pg_sys::FirstLowInvalidHeapAttributeNumber;
+        // SAFETY: the set lives as long as the trigger's data.
+        let is_set = unsafe { pg_sys::bms_is_member(place, self.data.tg_updatedcols) };
+        Ok(is_set
+            .then(|| self.epoch_at(self.data.tg_newtuple, number))
+            .flatten())
+    }
+
+    fn epoch_at(&self, row: pg_sys::HeapTuple, number: i32) -> Option<i64> {
         // SAFETY: coord.protect_table has seen to it that the column is a bigint.
-        Ok(unsafe { self.value(row, number) })
+        unsafe { self.value(row, number) }
     }
 
     /// Checks the token that the row brings, or that of the transaction.
@@ -236,16 +243,6 @@ impl Write<'_> {
             let datum = pg_sys::SPI_getbinval(row, self.columns(), number, &raw mut is_null);
             T::from_datum(datum, is_null)
         }
-    }
-
-    /// Whether the UPDATE itself sets a column. What it leaves alone is what some earlier writer knew.
-    fn sets_column(&self, name: &str) -> Result<bool> {
-        if name.is_empty() {
-            return Ok(false);
-        }
-        let place = self.column_number(name)? - pg_sys::FirstLowInvalidHeapAttributeNumber;
-        // SAFETY: the set lives as long as the trigger's data.
-        Ok(unsafe { pg_sys::bms_is_member(place, self.data.tg_updatedcols) })
     }
 
     /// What lets PostgreSQL go on with the row as it is.

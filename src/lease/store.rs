@@ -211,7 +211,7 @@ impl Leases {
     /// The row of a resource, to be replaced.
     pub fn find_row(&self, seen: &Latest, resource: &str) -> Option<Row<'_>> {
         self.find_row_again(seen, resource).or_else(|| {
-            let keys = [(RESOURCE_NUMBER, resource)];
+            let keys = [heap::Key::Text(RESOURCE_NUMBER, resource)];
             let row = self.table.find(seen, INDEX, &keys)?;
             positions::remember(resource, row.position());
             Some(row)
@@ -229,8 +229,11 @@ impl Leases {
     /// Resources last granted to a holder and not given back, with their epochs, in order.
     pub fn of_holder(&self, holder: &str) -> Vec<(String, i64)> {
         let mut found = Vec::new();
-        self.table
-            .scan(&Latest::take(), None, &[(HOLDER_NUMBER, holder)], |row| {
+        self.table.scan(
+            &Latest::take(),
+            None,
+            &[heap::Key::Text(HOLDER_NUMBER, holder)],
+            |row| {
                 let values = row.values::<{ column::COUNT }>();
                 // SAFETY: the types are those of sql/lease.sql.
                 let (resource, epoch) = unsafe {
@@ -245,7 +248,8 @@ impl Leases {
                     found.push((resource, epoch));
                 }
                 true
-            });
+            },
+        );
         found.sort();
         found
     }

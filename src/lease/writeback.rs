@@ -2,13 +2,14 @@
 //! what the table does not know, tells changes of holder, and forgets old history.
 
 use std::collections::HashSet;
-use std::ffi::{CString, c_char};
+use std::ffi::{CStr, CString, c_char};
 use std::time::{Duration, Instant};
 
 use pgrx::pg_sys;
 use serde::Serialize;
 
 use super::grant::{Predecessor, Run};
+use super::history::{self, Line};
 use super::lock::{Lock, Mode};
 use super::memory::{self, Extent, Unwritten};
 use super::store;
@@ -116,7 +117,8 @@ impl Keeper {
     fn transaction(&self, what: &str, mut work: impl FnMut(&Session) -> Result<()>) -> bool {
         let mut is_there = false;
         let outcome = (self.run)(&mut |spi| {
-            is_there = are_there_leases(spi);
+            // Of a version that has leases.
+            is_there = heap::is_there(c"lease_memory");
             if is_there { work(spi) } else { Ok(()) }
         });
         if let Err(reason) = &outcome {
@@ -224,7 +226,7 @@ impl Keeper {
                     .get::<String>(0, 0)
                     .inspect(|_| {
                         if let Some(before) = &before {
-                            changed = notify(spi, before);
+                            changed = notify(before);
                         }
                     })
             });
@@ -237,21 +239,43 @@ impl Keeper {
     }
 }
 
-/// Whether the extension is there, in a version that has leases.
-fn are_there_leases(spi: &Session) -> bool {
-    let found = spi.read(c"SELECT to_regclass('coord.lease_memory') IS NOT NULL", &[]);
-    found.get(0, 0).unwrap_or(false)
-}
-
 /// A line of history as listeners get it.
 #[derive(Serialize)]
 struct Change {
-    resource: Option<String>,
-    event: Option<String>,
-    holder: Option<String>,
-    epoch: Option<i64>,
+    resource: String,
+    event: String,
+    holder: String,
+    epoch: i64,
     expires_at: Option<String>,
     reason: Option<String>,
+}
+
+impl From<Line> for Change {
+    fn from(line: Line) -> Self {
+        Self {
+            resource: line.resource,
+            event: line.event,
+            holder: line.holder,
+            epoch: line.epoch,
+            expires_at: line.expires_at.map(iso8601),
+            reason: line.reason.map(shortened),
+        }
+    }
+}
+
+/// A time as JSON has it.
+fn iso8601(microseconds: i64) -> String {
+    let mut text: [c_char; pg_sys::MAXDATELEN as usize + 1] = [0; _];
+    // SAFETY: the buffer is as long as PostgreSQL's own is for this.
+    unsafe {
+        pg_sys::JsonEncodeDateTime(
+            text.as_mut_ptr(),
+            store::timestamp(microseconds),
+            pg_sys::TIMESTAMPTZOID,
+            std::ptr::null(),
+        );
+        CStr::from_ptr(text.as_ptr()).to_string_lossy().into_owned()
+    }
 }
 
 unsafe extern "C-unwind" {
@@ -259,32 +283,15 @@ unsafe extern "C-unwind" {
     fn Async_Notify(channel: *const c_char, payload: *const c_char);
 }
 
-/// The payloads are put together here: with the functions of SQL that takes several times as long, and
+/// The lines are read and the payloads put together without SQL: that takes several times as long, and
 /// under load there are thousands in a second. Returns the resources.
-fn notify(spi: &Session, before: &str) -> Vec<String> {
-    // Without statistics of a table that has just grown the planner would read all of it.
-    spi.read(c"SELECT set_config('enable_seqscan', 'off', true)", &[]);
-    let rows = spi.read(
-        c"SELECT h.resource, h.event, h.holder, h.epoch, to_json(h.expires_at) #>> '{}', h.reason
-            FROM coord.lease_history h
-           WHERE h.local_xid >= (SELECT pg_snapshot_xmax($1::pg_snapshot))
-              OR h.local_xid = ANY (ARRAY(SELECT pg_snapshot_xip($1::pg_snapshot)))
-           ORDER BY h.resource, h.epoch, h.event",
-        &[Value::Text(Some(before))],
-    );
+fn notify(before: &str) -> Vec<String> {
     let mut changed: Vec<String> = Vec::new();
-    for row in 0..rows.len() {
-        let text = |column| rows.get::<String>(row, column);
-        changed.extend(text(0).filter(|resource| changed.last() != Some(resource)));
-        let change = Change {
-            resource: text(0),
-            event: text(1),
-            holder: text(2),
-            epoch: rows.get(row, 3),
-            expires_at: text(4),
-            reason: text(5).map(shortened),
-        };
-        let payload = serde_json::to_string(&change).map(CString::new);
+    for line in history::lines_since(before) {
+        if changed.last() != Some(&line.resource) {
+            changed.push(line.resource.clone());
+        }
+        let payload = serde_json::to_string(&Change::from(line)).map(CString::new);
         if let Ok(Ok(payload)) = payload {
             // SAFETY: both strings are copied; a transaction is in progress.
             unsafe {
