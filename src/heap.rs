@@ -44,15 +44,15 @@ unsafe extern "C-unwind" fn forget_oids(_argument: pg_sys::Datum, _cache: c_int,
     OIDS.with_borrow_mut(Vec::clear);
 }
 
-/// The oid of a relation of schema `coord`; the invalid one where it is not there.
+/// The oid of a relation of schema `coord`.
 pub fn relation_oid(name: &'static CStr) -> pg_sys::Oid {
     let known = OIDS.with_borrow(|oids| oids.iter().find(|(known, _)| *known == name).copied());
     if let Some((_, oid)) = known {
         return oid;
     }
-    // SAFETY: plain C strings; an unknown name gives the invalid oid, also as the schema of another.
+    // SAFETY: plain C strings; an unknown name gives the invalid oid.
     let oid = unsafe {
-        let schema = pg_sys::get_namespace_oid(c"coord".as_ptr(), true);
+        let schema = pg_sys::get_namespace_oid(c"coord".as_ptr(), false);
         pg_sys::get_relname_relid(name.as_ptr(), schema)
     };
     if oid != pg_sys::InvalidOid {
@@ -61,9 +61,11 @@ pub fn relation_oid(name: &'static CStr) -> pg_sys::Oid {
     oid
 }
 
-/// Whether schema `coord` has a relation of this name.
+/// Whether there is a schema `coord` with a relation of this name.
 pub fn is_there(name: &'static CStr) -> bool {
-    relation_oid(name) != pg_sys::InvalidOid
+    // SAFETY: a plain C string; no schema of that name is the invalid oid.
+    let schema = unsafe { pg_sys::get_namespace_oid(c"coord".as_ptr(), true) };
+    schema != pg_sys::InvalidOid && relation_oid(name) != pg_sys::InvalidOid
 }
 
 /// Where a version of a row was seen. It may be gone by now, and another row be there.

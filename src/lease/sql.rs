@@ -103,13 +103,29 @@ fn required<T>(argument: Option<T>, name: &str) -> Result<T, Error> {
     })
 }
 
+/// How long an acquisition may take. To make an interval of no length is a call into PostgreSQL, which
+/// those who do not wait need not pay for.
+enum Patience {
+    None,
+    UpTo(Interval),
+}
+
+impl Patience {
+    fn microseconds(&self) -> Result<i64, Error> {
+        match self {
+            Self::None => Ok(0),
+            Self::UpTo(interval) => microseconds(interval),
+        }
+    }
+}
+
 /// What is asked of an acquisition, as SQL gives it.
 struct Arguments<'a> {
     resource: Option<&'a str>,
     holder: Option<&'a str>,
     ttl: Option<Interval>,
     request_id: Option<Uuid>,
-    max_wait: Option<Interval>,
+    max_wait: Option<Patience>,
     terminate_writers: Option<bool>,
 }
 
@@ -118,7 +134,7 @@ fn acquire(arguments: Arguments) -> Result<Answer, Error> {
     let holder = required(arguments.holder, "holder")?;
     grant::check_name("a resource", resource)?;
     grant::check_name("a holder", holder)?;
-    let max_wait = microseconds(&required(arguments.max_wait, "max_wait")?)?;
+    let max_wait = required(arguments.max_wait, "max_wait")?.microseconds()?;
     grant::check_max_wait(max_wait)?;
     refuse_to_read_only(c"lease_acquire()");
     acquire::acquire(&Wish {
@@ -147,7 +163,7 @@ fn lease_acquire(
         holder,
         ttl,
         request_id,
-        max_wait,
+        max_wait: max_wait.map(Patience::UpTo),
         terminate_writers,
     })? {
         Answer::Granted(grant) => Ok(grant_row(grant)),
@@ -167,7 +183,7 @@ fn lease_try_acquire(
         holder,
         ttl,
         request_id,
-        max_wait: Some(Interval::from_micros(0)),
+        max_wait: Some(Patience::None),
         terminate_writers: Some(false),
     })? {
         Answer::Granted(grant) => Ok(Some(grant_row(grant))),
