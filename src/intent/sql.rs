@@ -55,8 +55,8 @@ fn intent_check(
 /// several every node names the same.
 fn committed(seen: &Latest, agent: &str, run_id: &str) -> Option<String> {
     let keys = [
-        (report_column::AGENT as i16 + 1, agent),
-        (report_column::RUN as i16 + 1, run_id),
+        Key::Text(report_column::AGENT as i16 + 1, agent),
+        Key::Text(report_column::RUN as i16 + 1, run_id),
     ];
     let mut found: Option<(i64, Reverse<String>)> = None;
     let table = Table::open(c"intent_report", Access::Read);

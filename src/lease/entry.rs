@@ -256,6 +256,16 @@ impl Entry {
         (found == epoch).then(|| word.expires_at())
     }
 
+    /// What it knows of its lease; None of one that is being taken over.
+    pub fn held(&self) -> Option<Held> {
+        let (word, epoch) = self.read();
+        (epoch != OUTDATED && !word.is_taken()).then(|| Held {
+            lease_id: self.lease_id.load(Ordering::Acquire),
+            expires_at: word.expires_at(),
+            ttl: self.ttl.load(Ordering::Acquire),
+        })
+    }
+
     /// The word that a renewal of this epoch may replace.
     fn look(&self, epoch: i64) -> Result<Word, Renewal> {
         let word = self.word();
@@ -327,6 +337,14 @@ impl Entry {
             }
         }
     }
+}
+
+/// What an entry knows of a lease.
+#[derive(Clone, Copy, Debug)]
+pub struct Held {
+    pub lease_id: i64,
+    pub expires_at: i64,
+    pub ttl: i64,
 }
 
 /// An expiry that the table does not know yet.

@@ -14,7 +14,7 @@ use pgrx::{PgLwLock, pg_shmem_init, pg_sys};
 
 use super::clock::{self, Anchor};
 use super::entry::Entry;
-pub use super::entry::{Extent, Key, Known, Renewal, Unwritten};
+pub use super::entry::{Extent, Held, Key, Known, Renewal, Unwritten};
 use super::grant::Predecessor;
 use crate::process::{own_database, own_latch, set_latch};
 use crate::{guc, is_preloaded};
@@ -488,14 +488,6 @@ pub fn put_back(unwritten: &Unwritten) {
     }
 }
 
-/// What memory knows of the expiry of a lease.
-#[derive(Clone, Copy, Debug)]
-pub struct Held {
-    pub lease_id: i64,
-    pub expires_at: i64,
-    pub ttl: i64,
-}
-
 /// The leases of this database whose expiry is in memory, but for those that are being taken over.
 pub fn held() -> Vec<Held> {
     let Some(header) = header() else {
@@ -503,17 +495,10 @@ pub fn held() -> Vec<Held> {
     };
     let database = own_database();
     let _shared = LOCK.share();
-    let current = entries(header).iter().filter(|entry| {
-        entry.database.load(Ordering::Acquire) == database
-            && entry.epoch.load(Ordering::Acquire) != OUTDATED
-            && !is_taken(entry.word.load(Ordering::Acquire))
-    });
-    let held = current.map(|entry| Held {
-        lease_id: entry.lease_id.load(Ordering::Acquire),
-        expires_at: expiry(entry.word.load(Ordering::Acquire)),
-        ttl: entry.ttl.load(Ordering::Acquire),
-    });
-    held.collect()
+    let mine = entries(header)
+        .iter()
+        .filter(|entry| entry.is_of_database(database));
+    mine.filter_map(Entry::held).collect()
 }
 
 /// What was being written when the worker was ended is to be written again.

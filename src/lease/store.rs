@@ -348,24 +348,29 @@ pub fn elsewhere(seen: &Latest, resource: &str) -> Elsewhere {
         return Elsewhere::default();
     }
     let mut reports = Vec::new();
-    table.scan(seen, Some(c"lease_report_pkey"), &[(1, resource)], |row| {
-        let values = row.values::<{ report_column::COUNT }>();
-        // SAFETY: the types are those of sql/lease.sql; only `learned_from` can be null.
-        let reported = unsafe {
-            values
-                .get::<&str>(report_column::LEARNED_FROM)
-                .map(|_| Reported {
-                    node: values.get(report_column::NODE).unwrap_or_default(),
-                    holder: values.get(report_column::HOLDER).unwrap_or_default(),
-                    epoch: values.get(report_column::EPOCH).unwrap_or_default(),
-                    has_ended: values.get(report_column::HAS_ENDED).unwrap_or_default(),
-                    expires_at: values.get(report_column::EXPIRES_AT).unwrap_or_default(),
-                    heard_at: values.get(report_column::HEARD_AT).unwrap_or_default(),
-                })
-        };
-        reports.extend(reported);
-        true
-    });
+    table.scan(
+        seen,
+        Some(c"lease_report_pkey"),
+        &[heap::Key::Text(1, resource)],
+        |row| {
+            let values = row.values::<{ report_column::COUNT }>();
+            // SAFETY: the types are those of sql/lease.sql; only `learned_from` can be null.
+            let reported = unsafe {
+                values
+                    .get::<&str>(report_column::LEARNED_FROM)
+                    .map(|_| Reported {
+                        node: values.get(report_column::NODE).unwrap_or_default(),
+                        holder: values.get(report_column::HOLDER).unwrap_or_default(),
+                        epoch: values.get(report_column::EPOCH).unwrap_or_default(),
+                        has_ended: values.get(report_column::HAS_ENDED).unwrap_or_default(),
+                        expires_at: values.get(report_column::EXPIRES_AT).unwrap_or_default(),
+                        heard_at: values.get(report_column::HEARD_AT).unwrap_or_default(),
+                    })
+            };
+            reports.extend(reported);
+            true
+        },
+    );
     Elsewhere::new(reports)
 }
 
