@@ -262,10 +262,6 @@ if ($is_timed_out)
 
 # ---- how long history is kept
 
-# Their grants are recorded by the clock of the session.
-$mesh->sql('a', ahead(-$_->[1]) . acquire("granted $_->[0]", 'a', '10 min')) foreach [ 'long ago', 8 * 86_400 ], [ 'an hour ago', 3_600 ], [ 'now', 0 ];
-my $kept = q{SELECT string_agg(resource, ', ' ORDER BY recorded_at) FROM coord.lease_history WHERE resource LIKE 'granted %'};
-
 # What is too old goes when the worker begins, and every minute.
 sub restart_with_retention
 {
@@ -282,6 +278,10 @@ sub restart_with_retention
 	$listener->quit;
 	return;
 }
+restart_with_retention(-1);
+# Recorded by the clock of the session that acquires.
+$mesh->sql('a', ahead(-$_->[1]) . acquire("granted $_->[0]", 'a', '10 min')) foreach [ 'long ago', 8 * 86_400 ], [ 'an hour ago', 3_600 ], [ 'now', 0 ];
+my $kept = q{SELECT string_agg(resource, ', ' ORDER BY recorded_at) FROM coord.lease_history WHERE resource LIKE 'granted %'};
 restart_with_retention(-1);
 is($mesh->sql('a', $kept), 'granted long ago, granted an hour ago, granted now', 'history is kept for ever with a retention of -1');
 restart_with_retention(1440);
