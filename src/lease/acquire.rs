@@ -443,7 +443,6 @@ fn take_over(wish: &Wish) -> Result<Option<Grant>> {
         epoch,
         expires_at: lease.expires_at,
         ttl: wish.ttl,
-        renewed: None,
     });
     transaction::forget_admission(wish.resource);
     leases.store_grant(

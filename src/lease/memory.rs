@@ -302,15 +302,11 @@ pub fn renew(key: Key, epoch: i64, expires_at: i64, ttl: i64) -> Option<Renewal>
     if !is_open(key.relation) {
         return None;
     }
-    Some(renew_entry(find(key)?, epoch, expires_at, ttl))
-}
-
-fn renew_entry(entry: &Entry, epoch: i64, expires_at: i64, ttl: i64) -> Renewal {
-    let renewal = entry.renew(epoch, expires_at, ttl);
+    let renewal = find(key)?.renew(epoch, expires_at, ttl);
     if renewal == (Renewal::Renewed { is_urgent: true }) {
         tell_worker(|here| &here.is_urgent);
     }
-    renewal
+    Some(renewal)
 }
 
 /// An entry that stays until this is dropped.
@@ -395,10 +391,6 @@ impl Pinned {
     pub fn end(&self, epoch: i64) {
         self.entry.end(epoch);
         self.wake();
-    }
-
-    pub fn renew(&self, epoch: i64, expires_at: i64, ttl: i64) -> Renewal {
-        renew_entry(self.entry, epoch, expires_at, ttl)
     }
 
     fn wake(&self) {

@@ -24,10 +24,6 @@ impl<T> Remembered<T> {
         self.values.iter().map(|(_, value)| value)
     }
 
-    pub fn values_mut(&mut self) -> impl Iterator<Item = &mut T> {
-        self.values.iter_mut().map(|(_, value)| value)
-    }
-
     pub fn is_empty(&self) -> bool {
         self.values.is_empty()
     }

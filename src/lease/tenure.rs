@@ -64,10 +64,9 @@ pub fn renew(claim: Claim, ttl: i64) -> Outcome<i64> {
         let expires_at = store::now() + ttl;
         match memory::renew(found.key, claim.epoch, expires_at, ttl) {
             Some(Renewal::Renewed { .. }) => return Ok(expires_at),
-            Some(Renewal::Taken)
-                if transaction::renew_granted(found.key, claim.epoch, expires_at, ttl) =>
-            {
-                return Ok(expires_at);
+            // Its own grant: it commits with the renewal, or neither does.
+            Some(Renewal::Taken) if transaction::has_granted(found.key, claim.epoch) => {
+                return renew_in_table(claim, ttl);
             }
             Some(Renewal::Taken) => return Err(Refusal::BeingGranted),
             // Not there, or of another epoch: granted since the look at the table, which says so now, or

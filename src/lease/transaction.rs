@@ -21,8 +21,6 @@ pub enum Effect {
         epoch: i64,
         expires_at: i64,
         ttl: i64,
-        /// Expiry and ttl, when the transaction has renewed what it was granted.
-        renewed: Option<(i64, i64)>,
     },
     Ended {
         pinned: Option<Pinned>,
@@ -136,25 +134,13 @@ pub fn admitted(resource: &str, lease: Option<StoredLease>) {
     });
 }
 
-/// Renews a lease that this transaction itself was granted. False when it was not.
-pub fn renew_granted(lease: Key, at: i64, until: i64, for_as_long: i64) -> bool {
+/// Whether this transaction itself was granted the lease at this epoch.
+pub fn has_granted(lease: Key, at: i64) -> bool {
     with_current(|current| {
-        let mut granted = current
-            .effects
-            .values_mut()
-            .filter_map(|effect| match effect {
-                Effect::Granted {
-                    key,
-                    epoch,
-                    renewed,
-                    ..
-                } if (*key, *epoch) == (lease, at) => Some(renewed),
-                _ => None,
-            });
-        granted
-            .next()
-            .map(|renewed| *renewed = Some((until, for_as_long)))
-            .is_some()
+        let mut effects = current.effects.values();
+        effects.any(|effect| {
+            matches!(effect, Effect::Granted { key, epoch, .. } if (*key, *epoch) == (lease, at))
+        })
     })
 }
 
@@ -253,14 +239,10 @@ impl Effect {
                 epoch,
                 expires_at,
                 ttl,
-                renewed,
                 ..
             } => {
                 if let Some(pinned) = pinned {
                     pinned.grant(epoch, expires_at, ttl);
-                    if let Some((expires_at, ttl)) = renewed {
-                        pinned.renew(epoch, expires_at, ttl);
-                    }
                 }
                 memory::tell_change();
             }

@@ -260,6 +260,22 @@ if ($is_timed_out)
 	crash($_) foreach $mesh->sql('a', q{SELECT pid FROM pg_stat_activity WHERE query LIKE '%lease_renew(''in flight''%' AND pid <> pg_backend_pid()});
 }
 
+# A renewal of what its own transaction was granted: memory is closed when it commits, and opened after.
+my $own = session($mesh->node('a'));
+$renewed = answer($own, 'BEGIN;' . acquire('own', 'a', '10 min') . ' \\g /dev/null' . "\n" . renew('own', 'a', 1, '1 h') . ';');
+like($renewed, qr/^\d+\.\d+$/, 'a transaction renews what it was granted');
+my $is_open = 'SELECT coord.lease_memory_is_open()';
+my $blocker = session($mesh->node('a'));
+answer($blocker, 'BEGIN; LOCK TABLE coord.lease_memory;');
+$mesh->sql('a', q{SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'pg_test worker'});
+$mesh->wait_for('a', $is_open, 'f');
+answer($own, 'COMMIT;');
+$own->quit;
+answer($blocker, 'ROLLBACK;');
+$blocker->quit;
+wait_for_memory('a');
+is($mesh->sql('a', effective('own')), $renewed, 'and holds it until then, also when another worker opens the memory');
+
 # ---- how long history is kept
 
 # What is too old goes when the worker begins, and every minute.
