@@ -11,8 +11,8 @@
 //! What is left out: more than one lease, and with it the lock of every lease; the queue of acquirers,
 //! which only decides who is next, so that here any of them can be; memory that is full or not open,
 //! when renewals go to the table; a clock that is stepped while the server is down; and the moments
-//! within one compare-and-swap of an entry. A lock that is not free is not waited for: the step is
-//! possible later.
+//! within one change of an entry, which `entry` is tested for by itself. A lock that is not free is not
+//! waited for: the step is possible later.
 //!
 //! [`Design::Fenced`] is the design that keeps its promises. Each other one gives up a single protection
 //! and must be caught. The last four were found with this model: the code that was modelled did so.
