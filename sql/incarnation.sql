@@ -46,6 +46,8 @@ BEGIN
   -- What others were heard to hold stays true, and is what they are told when they ask.
   UPDATE coord.peer_cursor
      SET resync = true, space = NULL, given = NULL, until = NULL, after_xid = NULL, after_name = NULL;
+  UPDATE coord.report_cursor
+     SET space = '', given = NULL, until = NULL, after_xid = NULL, after_number = NULL;
   UPDATE coord.roster r
      SET incarnation = n.incarnation, life = n.life, place = n.place, last_seen = clock_timestamp()
     FROM coord.local_node n

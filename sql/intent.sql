@@ -20,7 +20,7 @@ COMMENT ON COLUMN intent.op_id IS 'names the record';
 SELECT pg_catalog.pg_extension_config_dump('intent', '');
 
 -- Runs that any node of the mesh has committed. One of this node is written with its intent, one of
--- another by gossip alone.
+-- another, or of an earlier life of this one, by gossip.
 CREATE TABLE intent_report (
   agent text COLLATE "C" NOT NULL,
   run_id text COLLATE "C" NOT NULL,
@@ -41,9 +41,9 @@ COMMENT ON COLUMN intent_report.heard_at IS 'when this was heard here, or record
 COMMENT ON COLUMN intent_report.learned_from IS 'peer that passed it on; NULL for a run of this node';
 CREATE INDEX intent_report_local_xid ON intent_report (local_xid, number);
 
-CREATE FUNCTION intent_check(agent text, run_id text, holder text, epoch bigint, status text, scope text) RETURNS boolean
+CREATE FUNCTION intent_check(agent text, run_id text, holder text, epoch bigint, status text, scope text) RETURNS text
   LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'intent_check_wrapper';
-COMMENT ON FUNCTION intent_check(text, text, text, bigint, text, text) IS 'raises 22023 for what cannot be recorded';
+COMMENT ON FUNCTION intent_check(text, text, text, bigint, text, text) IS 'raises 22023 for what cannot be recorded; the op_id of the run if any node has committed it';
 
 -- A version byte, then every field with its length before it: what differs in any field differs here.
 CREATE FUNCTION intent_op_id(VARIADIC fields text[]) RETURNS text
@@ -69,12 +69,8 @@ DECLARE
   recorded coord.intent;
   committed text;
 BEGIN
-  PERFORM coord.intent_check($1, $2, $3, $4, $5, $6);
-  -- Of several nodes that committed it while they did not hear of each other, all name the same record.
-  SELECT r.op_id INTO committed FROM coord.intent_report r
-   WHERE (r.agent, r.run_id, r.scope) = ($1, $2, $6)
-   ORDER BY r.epoch DESC, r.op_id LIMIT 1;
-  IF FOUND THEN
+  committed := coord.intent_check($1, $2, $3, $4, $5, $6);
+  IF committed IS NOT NULL THEN
     IF $5 = 'committed' THEN
       RETURN jsonb_build_object('recorded', true, 'op_id', committed);
     END IF;

@@ -63,7 +63,7 @@ SELECT pg_catalog.pg_extension_config_dump('lease_lease_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('lease_history', '');
 
 -- What nodes say of their leases: this one of its own, written by the worker, and the others of theirs,
--- as heard. Only gossip writes here, so no transaction of a session holds it up.
+-- as heard. Only gossip writes here, in short transactions, so that no session holds it up.
 CREATE SEQUENCE report_number;
 COMMENT ON SEQUENCE report_number IS 'order of reports within a transaction';
 
@@ -103,13 +103,14 @@ AS $$
      CROSS JOIN coord.local_node n
      CROSS JOIN LATERAL coord.lease_expires_at(l.lease_id, l.epoch, l.expires_at, l.ttl, l.memory) e(expires_at)
      WHERE l.resource = ANY (resources)
+       AND NOT EXISTS (SELECT FROM coord.lease_report k
+                        WHERE (k.resource, k.node) = (l.resource, n.name)
+                          AND (k.holder, k.epoch, k.has_ended, k.expires_at) = (l.holder, l.epoch, l.ended IS NOT NULL, e.expires_at))
      ORDER BY l.resource
     ON CONFLICT ON CONSTRAINT lease_report_pkey DO UPDATE
        SET holder = excluded.holder, epoch = excluded.epoch, has_ended = excluded.has_ended,
            expires_at = excluded.expires_at, heard_at = DEFAULT, version = greatest(excluded.version, r.version + 1),
            learned_from = NULL, local_xid = DEFAULT, number = DEFAULT
-     WHERE (r.holder, r.epoch, r.has_ended, r.expires_at)
-           IS DISTINCT FROM (excluded.holder, excluded.epoch, excluded.has_ended, excluded.expires_at)
     RETURNING 1)
   SELECT count(*) FROM reported
 $$;
@@ -122,12 +123,12 @@ CREATE FUNCTION lease_acquire(resource text, holder text, ttl interval, request_
                               max_wait interval DEFAULT '0', terminate_writers boolean DEFAULT false)
   RETURNS lease_grant
   LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'lease_acquire_wrapper';
-COMMENT ON FUNCTION lease_acquire(text, text, interval, uuid, interval, boolean) IS 'grants a lease with a new epoch; 55P03 while another holder has it';
+COMMENT ON FUNCTION lease_acquire(text, text, interval, uuid, interval, boolean) IS 'grants a lease with a new epoch; 55P03 while another holder has it, 55000 while one has it on another node';
 
 CREATE FUNCTION lease_try_acquire(resource text, holder text, ttl interval, request_id uuid DEFAULT NULL)
   RETURNS lease_grant
   LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'lease_try_acquire_wrapper';
-COMMENT ON FUNCTION lease_try_acquire(text, text, interval, uuid) IS 'lease_acquire that returns NULL where the other raises 55P03';
+COMMENT ON FUNCTION lease_try_acquire(text, text, interval, uuid) IS 'lease_acquire that returns NULL where the other says that the lease is held';
 
 CREATE FUNCTION lease_renew(resource text, holder text, epoch bigint, ttl interval) RETURNS timestamptz
   LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'lease_renew_wrapper';

@@ -138,6 +138,8 @@ BEGIN
   -- What others were heard to hold stays true, and is what they are told when they ask.
   UPDATE coord.peer_cursor
      SET resync = true, space = NULL, given = NULL, until = NULL, after_xid = NULL, after_name = NULL;
+  UPDATE coord.report_cursor
+     SET space = '', given = NULL, until = NULL, after_xid = NULL, after_number = NULL;
   UPDATE coord.roster r
      SET incarnation = n.incarnation, life = n.life, place = n.place, last_seen = clock_timestamp()
     FROM coord.local_node n
@@ -207,7 +209,7 @@ SELECT pg_catalog.pg_extension_config_dump('lease_lease_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('lease_history', '');
 
 -- What nodes say of their leases: this one of its own, written by the worker, and the others of theirs,
--- as heard. Only gossip writes here, so no transaction of a session holds it up.
+-- as heard. Only gossip writes here, in short transactions, so that no session holds it up.
 CREATE SEQUENCE report_number;
 COMMENT ON SEQUENCE report_number IS 'order of reports within a transaction';
 
@@ -247,13 +249,14 @@ AS $$
      CROSS JOIN coord.local_node n
      CROSS JOIN LATERAL coord.lease_expires_at(l.lease_id, l.epoch, l.expires_at, l.ttl, l.memory) e(expires_at)
      WHERE l.resource = ANY (resources)
+       AND NOT EXISTS (SELECT FROM coord.lease_report k
+                        WHERE (k.resource, k.node) = (l.resource, n.name)
+                          AND (k.holder, k.epoch, k.has_ended, k.expires_at) = (l.holder, l.epoch, l.ended IS NOT NULL, e.expires_at))
      ORDER BY l.resource
     ON CONFLICT ON CONSTRAINT lease_report_pkey DO UPDATE
        SET holder = excluded.holder, epoch = excluded.epoch, has_ended = excluded.has_ended,
            expires_at = excluded.expires_at, heard_at = DEFAULT, version = greatest(excluded.version, r.version + 1),
            learned_from = NULL, local_xid = DEFAULT, number = DEFAULT
-     WHERE (r.holder, r.epoch, r.has_ended, r.expires_at)
-           IS DISTINCT FROM (excluded.holder, excluded.epoch, excluded.has_ended, excluded.expires_at)
     RETURNING 1)
   SELECT count(*) FROM reported
 $$;
@@ -266,12 +269,12 @@ CREATE FUNCTION lease_acquire(resource text, holder text, ttl interval, request_
                               max_wait interval DEFAULT '0', terminate_writers boolean DEFAULT false)
   RETURNS lease_grant
   LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'lease_acquire_wrapper';
-COMMENT ON FUNCTION lease_acquire(text, text, interval, uuid, interval, boolean) IS 'grants a lease with a new epoch; 55P03 while another holder has it';
+COMMENT ON FUNCTION lease_acquire(text, text, interval, uuid, interval, boolean) IS 'grants a lease with a new epoch; 55P03 while another holder has it, 55000 while one has it on another node';
 
 CREATE FUNCTION lease_try_acquire(resource text, holder text, ttl interval, request_id uuid DEFAULT NULL)
   RETURNS lease_grant
   LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'lease_try_acquire_wrapper';
-COMMENT ON FUNCTION lease_try_acquire(text, text, interval, uuid) IS 'lease_acquire that returns NULL where the other raises 55P03';
+COMMENT ON FUNCTION lease_try_acquire(text, text, interval, uuid) IS 'lease_acquire that returns NULL where the other says that the lease is held';
 
 CREATE FUNCTION lease_renew(resource text, holder text, epoch bigint, ttl interval) RETURNS timestamptz
   LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'lease_renew_wrapper';
@@ -564,7 +567,7 @@ COMMENT ON COLUMN intent.op_id IS 'names the record';
 SELECT pg_catalog.pg_extension_config_dump('intent', '');
 
 -- Runs that any node of the mesh has committed. One of this node is written with its intent, one of
--- another by gossip alone.
+-- another, or of an earlier life of this one, by gossip.
 CREATE TABLE intent_report (
   agent text COLLATE "C" NOT NULL,
   run_id text COLLATE "C" NOT NULL,
@@ -585,9 +588,9 @@ COMMENT ON COLUMN intent_report.heard_at IS 'when this was heard here, or record
 COMMENT ON COLUMN intent_report.learned_from IS 'peer that passed it on; NULL for a run of this node';
 CREATE INDEX intent_report_local_xid ON intent_report (local_xid, number);
 
-CREATE FUNCTION intent_check(agent text, run_id text, holder text, epoch bigint, status text, scope text) RETURNS boolean
+CREATE FUNCTION intent_check(agent text, run_id text, holder text, epoch bigint, status text, scope text) RETURNS text
   LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'intent_check_wrapper';
-COMMENT ON FUNCTION intent_check(text, text, text, bigint, text, text) IS 'raises 22023 for what cannot be recorded';
+COMMENT ON FUNCTION intent_check(text, text, text, bigint, text, text) IS 'raises 22023 for what cannot be recorded; the op_id of the run if any node has committed it';
 
 -- A version byte, then every field with its length before it: what differs in any field differs here.
 CREATE FUNCTION intent_op_id(VARIADIC fields text[]) RETURNS text
@@ -613,12 +616,8 @@ DECLARE
   recorded coord.intent;
   committed text;
 BEGIN
-  PERFORM coord.intent_check($1, $2, $3, $4, $5, $6);
-  -- Of several nodes that committed it while they did not hear of each other, all name the same record.
-  SELECT r.op_id INTO committed FROM coord.intent_report r
-   WHERE (r.agent, r.run_id, r.scope) = ($1, $2, $6)
-   ORDER BY r.epoch DESC, r.op_id LIMIT 1;
-  IF FOUND THEN
+  committed := coord.intent_check($1, $2, $3, $4, $5, $6);
+  IF committed IS NOT NULL THEN
     IF $5 = 'committed' THEN
       RETURN jsonb_build_object('recorded', true, 'op_id', committed);
     END IF;
@@ -671,19 +670,25 @@ CREATE TABLE report_cursor (
   given pg_snapshot,
   until pg_snapshot,
   after_xid bigint,
-  after_number bigint
+  after_number bigint,
+  log_position pg_lsn NOT NULL DEFAULT '0/0',
+  has_left boolean NOT NULL DEFAULT false
 );
 COMMENT ON TABLE report_cursor IS 'how far this node has been given the reports of each peer';
 COMMENT ON COLUMN report_cursor.space IS 'transaction-number space of the snapshots';
 COMMENT ON COLUMN report_cursor.given IS 'everything this snapshot of the peer sees has been given';
 COMMENT ON COLUMN report_cursor.until IS 'a larger snapshot that is being given in parts';
+COMMENT ON COLUMN report_cursor.log_position IS 'furthest place that the transaction log of the peer was flushed to when it gave reports';
+COMMENT ON COLUMN report_cursor.has_left IS 'the peer has left or was removed: the worker is to take its leases for expired, and then to begin anew with it';
 
+-- A time left is kept within what a lease can have, whatever clocks have done since it was granted.
 CREATE FUNCTION report_body(report lease_report) RETURNS jsonb
   LANGUAGE sql STABLE
   RETURN jsonb_build_object('lease', jsonb_build_object(
     'resource', report.resource, 'node', report.node, 'holder', report.holder, 'epoch', report.epoch,
     'has_ended', report.has_ended, 'version', report.version,
-    'time_left', (extract(epoch FROM report.expires_at - coord.lease_now()) * 1000000)::bigint));
+    'time_left', (extract(epoch FROM greatest(least(report.expires_at - coord.lease_now(), interval '10 years'), interval '0'))
+                  * 1000000)::bigint));
 COMMENT ON FUNCTION report_body(lease_report) IS 'a report as it travels; nodes do not compare their clocks';
 
 CREATE FUNCTION report_body(report intent_report) RETURNS jsonb
@@ -693,41 +698,9 @@ CREATE FUNCTION report_body(report intent_report) RETURNS jsonb
     'op_id', report.op_id, 'epoch', report.epoch, 'holder', report.holder));
 COMMENT ON FUNCTION report_body(intent_report) IS 'a report as it travels';
 
--- Each branch is one range of an index, in its order, and stops at the limit.
-CREATE FUNCTION report_since(in_progress xid8[], first xid8, after_xid xid8, after_number bigint, until pg_snapshot, most bigint, reader text)
-  RETURNS TABLE (local_xid xid8, number bigint, report jsonb)
-  LANGUAGE sql STABLE STRICT
-  SET search_path = pg_catalog, coord, pg_temp
-AS $$
-  (SELECT l.local_xid, l.number, CASE WHEN l.learned_from IS DISTINCT FROM reader THEN coord.report_body(l) END
-     FROM coord.lease_report l
-    WHERE l.local_xid = ANY (in_progress) AND (l.local_xid, l.number) > (after_xid, after_number)
-      AND pg_visible_in_snapshot(l.local_xid, until)
-    ORDER BY l.local_xid, l.number LIMIT most)
-  UNION ALL
-  (SELECT l.local_xid, l.number, CASE WHEN l.learned_from IS DISTINCT FROM reader THEN coord.report_body(l) END
-     FROM coord.lease_report l
-    WHERE l.local_xid >= first AND (l.local_xid, l.number) > (after_xid, after_number)
-      AND pg_visible_in_snapshot(l.local_xid, until)
-    ORDER BY l.local_xid, l.number LIMIT most)
-  UNION ALL
-  (SELECT i.local_xid, i.number, CASE WHEN i.learned_from IS DISTINCT FROM reader THEN coord.report_body(i) END
-     FROM coord.intent_report i
-    WHERE i.local_xid = ANY (in_progress) AND (i.local_xid, i.number) > (after_xid, after_number)
-      AND pg_visible_in_snapshot(i.local_xid, until)
-    ORDER BY i.local_xid, i.number LIMIT most)
-  UNION ALL
-  (SELECT i.local_xid, i.number, CASE WHEN i.learned_from IS DISTINCT FROM reader THEN coord.report_body(i) END
-     FROM coord.intent_report i
-    WHERE i.local_xid >= first AND (i.local_xid, i.number) > (after_xid, after_number)
-      AND pg_visible_in_snapshot(i.local_xid, until)
-    ORDER BY i.local_xid, i.number LIMIT most)
-  ORDER BY 1, 2 LIMIT most
-$$;
-COMMENT ON FUNCTION report_since(xid8[], xid8, xid8, bigint, pg_snapshot, bigint, text) IS 'reports that a reader has not been given, in order; NULL for one that came from the reader itself';
-
--- Rows are taken in the order of their keys: two peers may give the same ones at once. Of itself a node
--- believes nobody; what an earlier life has granted lies below the epochs of this one.
+-- Rows are taken in the order of their keys: two peers may give the same ones at once; and what is no news
+-- is not touched. Of its own leases a node believes nobody: what an earlier life has granted lies below the
+-- epochs of this one. A run that it has committed in an earlier life is committed.
 CREATE FUNCTION report_learn(sender text, reports jsonb) RETURNS void
   LANGUAGE sql VOLATILE STRICT
   SET search_path = pg_catalog, coord, pg_temp
@@ -738,7 +711,11 @@ AS $$
     FROM jsonb_array_elements(reports) AS e(report)
    CROSS JOIN LATERAL jsonb_to_record(e.report -> 'lease')
      AS l(resource text, node text, holder text, epoch bigint, has_ended boolean, version bigint, time_left bigint)
-   WHERE e.report ? 'lease' AND NOT EXISTS (SELECT FROM coord.local_node n WHERE n.name = l.node)
+   WHERE e.report ? 'lease'
+     AND NOT EXISTS (SELECT FROM coord.local_node n WHERE n.name = l.node)
+     AND NOT EXISTS (SELECT FROM coord.lease_report k
+                      WHERE (k.resource, k.node) = (l.resource, l.node)
+                        AND (k.epoch, k.has_ended, k.version) >= (l.epoch, l.has_ended, l.version))
    ORDER BY l.resource COLLATE "C", l.node COLLATE "C"
   ON CONFLICT ON CONSTRAINT lease_report_pkey DO UPDATE
      SET holder = excluded.holder, epoch = excluded.epoch, has_ended = excluded.has_ended,
@@ -751,7 +728,7 @@ AS $$
     FROM jsonb_array_elements(reports) AS e(report)
    CROSS JOIN LATERAL jsonb_to_record(e.report -> 'run')
      AS i(agent text, run_id text, scope text, node text, op_id text, epoch bigint, holder text)
-   WHERE e.report ? 'run' AND NOT EXISTS (SELECT FROM coord.local_node n WHERE n.name = i.node)
+   WHERE e.report ? 'run'
    ORDER BY i.agent COLLATE "C", i.run_id COLLATE "C", i.scope COLLATE "C", i.node COLLATE "C"
   ON CONFLICT DO NOTHING
 $$;
@@ -761,24 +738,45 @@ CREATE TRIGGER gossip_wake BEFORE INSERT ON intent_report
   FOR EACH ROW WHEN (NEW.learned_from IS NULL) EXECUTE FUNCTION gossip_wake();
 COMMENT ON TRIGGER gossip_wake ON intent_report IS 'a committed run is pushed to the peers at commit';
 
--- What a node held that has left, or was removed here, keeps nobody waiting. Its epochs still count, and
--- so does what it reports later.
-CREATE FUNCTION lease_report_lapse() RETURNS trigger
+-- What a peer held that has left, or was removed here, keeps nobody waiting. Its epochs still count, and what
+-- it reports later counts again. The worker does it: exchanges must not wait for a session that removes a
+-- peer in a transaction of its own.
+CREATE FUNCTION report_lapse_ask() RETURNS trigger
   LANGUAGE plpgsql
   SET search_path = pg_catalog, coord, pg_temp
 AS $$
 BEGIN
-  UPDATE coord.lease_report r SET expires_at = coord.lease_now()
-   WHERE r.node = OLD.node AND r.learned_from IS NOT NULL AND r.expires_at > coord.lease_now();
+  INSERT INTO coord.report_cursor AS c (node, space, has_left) VALUES (OLD.node, '', true)
+  ON CONFLICT (node) DO UPDATE SET has_left = true;
   RETURN NULL;
 END
 $$;
-COMMENT ON FUNCTION lease_report_lapse() IS 'takes the leases of a node for expired that is no member any more';
-CREATE TRIGGER lease_report_lapse AFTER DELETE ON member
-  FOR EACH ROW EXECUTE FUNCTION lease_report_lapse();
-COMMENT ON TRIGGER lease_report_lapse ON member IS 'leases of a node that has left count as expired';
+COMMENT ON FUNCTION report_lapse_ask() IS 'asks the worker to take the leases of a node for expired that is no member any more';
+CREATE TRIGGER report_lapse AFTER DELETE ON member
+  FOR EACH ROW EXECUTE FUNCTION report_lapse_ask();
+COMMENT ON TRIGGER report_lapse ON member IS 'leases of a node that has left count as expired';
 
--- Runs committed before the database became a node.
+CREATE FUNCTION report_lapse() RETURNS bigint
+  LANGUAGE sql VOLATILE
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+  WITH gone AS (
+    DELETE FROM coord.report_cursor c WHERE c.has_left RETURNING c.node
+  ), live AS (
+    SELECT r.resource, r.node
+      FROM coord.lease_report r JOIN gone g ON g.node = r.node
+     WHERE r.learned_from IS NOT NULL AND r.expires_at > coord.lease_now()
+     ORDER BY r.resource, r.node
+       FOR UPDATE OF r
+  ), lapsed AS (
+    UPDATE coord.lease_report r SET expires_at = coord.lease_now(), version = 0
+      FROM live l WHERE (r.resource, r.node) = (l.resource, l.node)
+    RETURNING 1)
+  SELECT count(*) FROM lapsed
+$$;
+COMMENT ON FUNCTION report_lapse() IS 'takes the leases of peers that have left for expired; returns how many there were';
+
+-- Runs committed before the database became a node, or restored from a dump.
 CREATE FUNCTION intent_report_own() RETURNS bigint
   LANGUAGE sql VOLATILE
   SET search_path = pg_catalog, coord, pg_temp
@@ -788,14 +786,24 @@ AS $$
     SELECT i.agent, i.run_id, i.scope, n.name, i.op_id, i.epoch, i.holder
       FROM coord.local_node n
      CROSS JOIN coord.intent i
-     WHERE i.status = 'committed' AND NOT EXISTS (SELECT FROM coord.intent_report r WHERE r.learned_from IS NULL)
+     WHERE i.status = 'committed'
+       AND NOT EXISTS (SELECT FROM coord.intent_report r
+                        WHERE (r.agent, r.run_id, r.scope, r.node) = (i.agent, i.run_id, i.scope, n.name))
     ON CONFLICT DO NOTHING
     RETURNING 1)
   SELECT count(*) FROM reported
 $$;
-COMMENT ON FUNCTION intent_report_own() IS 'reports the committed runs of this node, if none is reported yet; returns how many there are';
+COMMENT ON FUNCTION intent_report_own() IS 'reports the committed runs of this node that are not reported yet; returns how many there are';
 
-REVOKE ALL ON FUNCTION intent_report_own(), lease_report_lapse(), report_body(lease_report), report_body(intent_report), report_since(xid8[], xid8, xid8, bigint, pg_snapshot, bigint, text), report_learn(text, jsonb) FROM PUBLIC;
+-- Epochs of a life lie in a range of their own, unless higher ones were heard of.
+CREATE FUNCTION report_epoch_range() RETURNS bigint
+  LANGUAGE sql STABLE
+  SET search_path = pg_catalog, coord, pg_temp
+  RETURN greatest((SELECT max(l.epoch) FROM coord.lease l), (SELECT max(r.epoch) FROM coord.lease_report r), 0) >> 40;
+COMMENT ON FUNCTION report_epoch_range() IS 'the highest range of epochs in which any lease was granted, here or as far as was heard';
+
+REVOKE ALL ON FUNCTION intent_report_own(), report_lapse_ask(), report_lapse(), report_epoch_range(),
+  report_body(lease_report), report_body(intent_report), report_learn(text, jsonb) FROM PUBLIC;
 GRANT SELECT ON report_cursor TO coord_monitor;
 
 CREATE OR REPLACE VIEW metrics AS

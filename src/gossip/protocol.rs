@@ -132,7 +132,9 @@ impl Message {
     pub fn encode(&self, version: u8) -> Result<Vec<u8>> {
         let mut bytes = postcard::to_extend(self, vec![version]);
         if version >= 2 {
-            let added = (&self.heartbeats, &self.reports);
+            let about = self.about_you.as_ref();
+            let epoch_range = about.map_or(0, |about| about.epoch_range);
+            let added = (&self.heartbeats, &self.reports, epoch_range);
             bytes = bytes.and_then(|bytes| postcard::to_extend(&added, bytes));
         }
         bytes.map_err(|error| malformed_binary("gossip message", format!("{error}.")))
@@ -155,7 +157,11 @@ impl Message {
         let version = Self::version(bytes)?;
         let (mut message, mut rest): (Self, &[u8]) = take(&bytes[1..])?;
         if version >= 2 {
-            ((message.heartbeats, message.reports), rest) = take(rest)?;
+            let epoch_range: u64;
+            ((message.heartbeats, message.reports, epoch_range), rest) = take(rest)?;
+            if let Some(about) = &mut message.about_you {
+                about.epoch_range = epoch_range;
+            }
         }
         if !rest.is_empty() {
             return Err(malformed("Bytes follow the message."));
@@ -172,6 +178,9 @@ impl Message {
         check_place(&self.hello.place)?;
         if let Some(about) = &self.about_you {
             check_place(&about.place)?;
+            if about.epoch_range > incarnation::MAX_EPOCH_RANGE {
+                return Err(malformed("The range of epochs is too high."));
+            }
         }
         if let Some(claim) = &self.claim {
             Vclock::validate(&claim.frontier)?;
@@ -525,13 +534,17 @@ pub trait Replica {
     /// How far this node has been given the peer's reports; None where it has no place for any.
     fn reports_position(&mut self, peer: &str) -> Result<Option<Position>>;
 
-    /// The reports that a reader at a position lacks; None when it lacks none. They are told once what
-    /// `feed` reads afterwards may be.
+    /// The reports that a reader at a position lacks; None when it lacks none. To be called before `feed`,
+    /// which makes sure that what was visible until then is on disk. A reader that has been given more than
+    /// there is shows that this node was put back.
     fn report(&mut self, peer: &str, position: &Position) -> Result<Option<ReportBatch>>;
 
     /// Keeps what is newer than what is known, and moves the position with it in the same transaction
-    /// where the batch continues it.
-    fn learn_reports(&mut self, peer: &str, batch: &ReportBatch) -> Result<()>;
+    /// where the batch continues it. Remembers where the peer's transaction log stood.
+    fn learn_reports(&mut self, peer: &str, batch: &ReportBatch, log_position: u64) -> Result<()>;
+
+    /// The highest range of epochs that this node knows of any lease.
+    fn epoch_range(&mut self) -> Result<u64>;
 
     /// The peer has left the mesh.
     fn part(&mut self, peer: &str) -> Result<()>;
@@ -561,7 +574,7 @@ fn receive_reports(replica: &mut dyn Replica, message: &Message) -> Result<()> {
         .and_then(|reports| reports.batch.as_ref());
     match batch {
         Some(batch) if replica.hello()?.is_confirmed => {
-            replica.learn_reports(&message.hello.name, batch)
+            replica.learn_reports(&message.hello.name, batch, message.log_position)
         }
         _ => Ok(()),
     }
@@ -757,6 +770,9 @@ pub fn respond(
     message.reports = reports;
     if admission == Admission::Asking {
         message.about_you = replica.testimony(peer)?;
+        if let Some(about) = &mut message.about_you {
+            about.epoch_range = replica.epoch_range()?;
+        }
     }
     Ok(Response { message, absorbed })
 }

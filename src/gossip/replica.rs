@@ -188,16 +188,13 @@ impl<'s> Database<'s> {
                 Value::Int(limit),
             ],
         );
-        let (size_limit, mut size) = (
-            guc::GOSSIP_BATCH_SIZE.get().unsigned_abs() as usize * 1024,
-            0,
-        );
+        let mut size = 0;
         let mut rows = Vec::new();
         let mut last = None;
         for index in 0..found.len() {
             let value: Vec<u8> = required(&found, index, 2)?;
             size += value.len();
-            if size > size_limit && last.is_some() {
+            if size > size_limit() && last.is_some() {
                 return Ok(Changes {
                     rows,
                     cut_off: last,
@@ -221,7 +218,7 @@ impl<'s> Database<'s> {
     }
 
     /// Reports changed since `start` as far as `until` sees them, and where they were cut off when there
-    /// are more.
+    /// are more. From the beginning nothing is left out, not even what came from the reader itself.
     fn changed_reports(
         &self,
         peer: &str,
@@ -240,17 +237,27 @@ impl<'s> Database<'s> {
                 Value::Text(Some(window.map_or("0", |window| &window.after_name))),
                 Value::Text(Some(&until.to_string())),
                 Value::Int(limit),
-                Value::Text(Some(peer)),
+                Value::Text(Some(if start.is_full() { "" } else { peer })),
             ],
         );
+        let mut size = 0;
         let mut rows = Vec::with_capacity(found.len());
         let mut last = None;
         for index in 0..found.len() {
+            let report: Option<String> = found.get(index, 2);
+            size += report.as_ref().map_or(0, String::len);
+            if size > size_limit() && last.is_some() {
+                return Ok(ChangedReports {
+                    count: index,
+                    rows,
+                    cut_off: last,
+                });
+            }
             last = Some((
                 required::<i64>(&found, index, 0)?.cast_unsigned(),
                 required(&found, index, 1)?,
             ));
-            if let Some(report) = found.get::<String>(index, 2) {
+            if let Some(report) = report {
                 rows.push(parse_report(&report)?);
             }
         }
@@ -351,11 +358,18 @@ impl<'s> Database<'s> {
     /// Each life has a log of its own, and within one it only grows: a message that comes late must
     /// not hide how far its sender was.
     fn forget_log_position(&self, node: &str) {
+        let node_value = [Value::Text(Some(node))];
         for forgetting in [
             c"UPDATE coord.ack SET log_position = '0/0' WHERE node = $1",
             c"UPDATE coord.peer_cursor SET log_position = '0/0' WHERE node = $1",
         ] {
-            self.spi.write(forgetting, &[Value::Text(Some(node))]);
+            self.spi.write(forgetting, &node_value);
+        }
+        if self.keeps_reports() {
+            self.spi.write(
+                c"UPDATE coord.report_cursor SET log_position = '0/0' WHERE node = $1",
+                &node_value,
+            );
         }
         statistics::forget_log_position(node);
     }
@@ -397,8 +411,30 @@ impl<'s> Database<'s> {
         self.local.is_confirmed
     }
 
+    /// Where the transaction log of a peer stood when it gave reports.
+    fn reports_log_position(&self, peer: &str) -> u64 {
+        if !self.keeps_reports() {
+            return 0;
+        }
+        let rows = self.spi.write(
+            c"SELECT (log_position - '0/0'::pg_lsn)::bigint FROM coord.report_cursor WHERE node = $1",
+            &[Value::Text(Some(peer))],
+        );
+        rows.get::<i64>(0, 0).map_or(0, i64::cast_unsigned)
+    }
+
+    /// Whether the extension is of a version that has reports.
+    fn keeps_reports(&self) -> bool {
+        let found = self.spi.read(
+            c"SELECT to_regclass('coord.report_cursor') IS NOT NULL",
+            &[],
+        );
+        found.get(0, 0).unwrap_or(false)
+    }
+
     /// Finds out which life this is by what the peers know, and lets it go on or begin.
-    pub fn resolve_life(&self, testimonies: &[Testimony]) -> Result<Resolution> {
+    pub fn resolve_life(&mut self, testimonies: &[Testimony]) -> Result<Resolution> {
+        let epoch_range = self.epoch_range()?;
         let holding = self.whole_holding()?;
         let hello = self.local.hello()?;
         let resolution = incarnation::resolve(
@@ -411,6 +447,7 @@ impl<'s> Database<'s> {
                 },
                 place: self.local.place.clone(),
                 found: hello.place,
+                epoch_range,
             },
             testimonies,
         );
@@ -534,6 +571,11 @@ impl<'s> Database<'s> {
     }
 }
 
+/// Bytes of the values of one message.
+fn size_limit() -> usize {
+    guc::GOSSIP_BATCH_SIZE.get().unsigned_abs() as usize * 1024
+}
+
 /// Transactions that a reader has not been given although later ones were.
 fn in_progress_at(given: Option<&Snapshot>) -> Vec<i64> {
     let listed = given.map_or(&[][..], |given| &given.in_progress);
@@ -610,17 +652,45 @@ const STORE_CURSOR: &CStr = c"
            log_position = greatest(c.log_position, excluded.log_position)
      WHERE $2 OR NOT c.ceiling OPERATOR(coord.@>) excluded.ceiling";
 
+/// The same of reports, of leases and of committed runs; without those that came from reader `$7`.
 const REPORTS: &CStr = c"
-    SELECT r.local_xid::text::bigint, r.number::text, r.report::text
-      FROM coord.report_since(ARRAY(SELECT x::text::xid8 FROM unnest($1) x), $2::text::xid8,
-                              $3::text::xid8, $4::bigint, $5::pg_snapshot, $6, $7) r";
+    SELECT c.local_xid::text::bigint, c.number::text, c.report::text
+      FROM ((SELECT l.local_xid, l.number, CASE WHEN l.learned_from IS DISTINCT FROM $7 THEN coord.report_body(l) END AS report
+               FROM coord.lease_report l
+              WHERE l.local_xid = ANY (ARRAY(SELECT x::text::xid8 FROM unnest($1) x))
+                AND (l.local_xid, l.number) > ($3::text::xid8, $4::bigint)
+                AND pg_visible_in_snapshot(l.local_xid, $5::pg_snapshot)
+              ORDER BY l.local_xid, l.number LIMIT $6)
+            UNION ALL
+            (SELECT l.local_xid, l.number, CASE WHEN l.learned_from IS DISTINCT FROM $7 THEN coord.report_body(l) END
+               FROM coord.lease_report l
+              WHERE l.local_xid >= $2::text::xid8
+                AND (l.local_xid, l.number) > ($3::text::xid8, $4::bigint)
+                AND pg_visible_in_snapshot(l.local_xid, $5::pg_snapshot)
+              ORDER BY l.local_xid, l.number LIMIT $6)
+            UNION ALL
+            (SELECT i.local_xid, i.number, CASE WHEN i.learned_from IS DISTINCT FROM $7 THEN coord.report_body(i) END
+               FROM coord.intent_report i
+              WHERE i.local_xid = ANY (ARRAY(SELECT x::text::xid8 FROM unnest($1) x))
+                AND (i.local_xid, i.number) > ($3::text::xid8, $4::bigint)
+                AND pg_visible_in_snapshot(i.local_xid, $5::pg_snapshot)
+              ORDER BY i.local_xid, i.number LIMIT $6)
+            UNION ALL
+            (SELECT i.local_xid, i.number, CASE WHEN i.learned_from IS DISTINCT FROM $7 THEN coord.report_body(i) END
+               FROM coord.intent_report i
+              WHERE i.local_xid >= $2::text::xid8
+                AND (i.local_xid, i.number) > ($3::text::xid8, $4::bigint)
+                AND pg_visible_in_snapshot(i.local_xid, $5::pg_snapshot)
+              ORDER BY i.local_xid, i.number LIMIT $6)) c
+     ORDER BY c.local_xid, c.number LIMIT $6";
 
 const STORE_REPORT_CURSOR: &CStr = c"
-    INSERT INTO coord.report_cursor AS c (node, space, given, until, after_xid, after_number)
-    VALUES ($1, $2, $3::pg_snapshot, $4::pg_snapshot, $5, $6::bigint)
+    INSERT INTO coord.report_cursor AS c (node, space, given, until, after_xid, after_number, log_position)
+    VALUES ($1, $2, $3::pg_snapshot, $4::pg_snapshot, $5, $6::bigint, '0/0'::pg_lsn + $7::numeric)
     ON CONFLICT (node) DO UPDATE
        SET space = excluded.space, given = excluded.given, until = excluded.until,
-           after_xid = excluded.after_xid, after_number = excluded.after_number";
+           after_xid = excluded.after_xid, after_number = excluded.after_number,
+           log_position = greatest(c.log_position, excluded.log_position)";
 
 fn required<T: pgrx::FromDatum + pgrx::IntoDatum>(
     rows: &Rows,
@@ -681,10 +751,12 @@ impl Replica for Database<'_> {
             incarnation,
             life: node::uuid_bytes(&required::<String>(&rows, 0, 1)?)?,
             place: required(&rows, 0, 2)?,
+            epoch_range: 0,
             silent_milliseconds: statistics::silent_milliseconds(name),
             ceiling: known(&holding.frontier)?.max(known(&holding.ceiling)?),
             log_position: required::<i64>(&rows, 0, 3)?
                 .cast_unsigned()
+                .max(self.reports_log_position(name))
                 .max(statistics::log_position(name)),
         }))
     }
@@ -826,11 +898,7 @@ impl Replica for Database<'_> {
     }
 
     fn reports_position(&mut self, peer: &str) -> Result<Option<Position>> {
-        let places = self.spi.read(
-            c"SELECT to_regclass('coord.report_cursor') IS NOT NULL",
-            &[],
-        );
-        if !required::<bool>(&places, 0, 0)? {
+        if !self.keeps_reports() {
             return Ok(None);
         }
         let rows = self.spi.write(
@@ -846,6 +914,11 @@ impl Replica for Database<'_> {
 
     fn report(&mut self, peer: &str, position: &Position) -> Result<Option<ReportBatch>> {
         let start = report::start(position, &self.space);
+        let now = self.spi.with_snapshot(|_| self.told_snapshot())?;
+        if let Some(reason) = report::reaches_beyond(&start, now.xmax) {
+            self.doubt(&reason)?;
+            return Ok(None);
+        }
         self.spi.with_snapshot(|_| {
             let until = match &start.window {
                 Some(window) => window.until.clone(),
@@ -861,7 +934,7 @@ impl Replica for Database<'_> {
         })
     }
 
-    fn learn_reports(&mut self, peer: &str, batch: &ReportBatch) -> Result<()> {
+    fn learn_reports(&mut self, peer: &str, batch: &ReportBatch, log_position: u64) -> Result<()> {
         let Some(stored) = self.reports_position(peer)? else {
             return Ok(());
         };
@@ -886,9 +959,18 @@ impl Replica for Database<'_> {
                 Value::Text(snapshot(window.map(|window| &window.until)).as_deref()),
                 Value::Int(window.map_or(0, |window| window.after_xid.cast_signed())),
                 Value::Text(window.map(|window| window.after_name.as_str())),
+                Value::Int(log_position.cast_signed()),
             ],
         );
         Ok(())
+    }
+
+    fn epoch_range(&mut self) -> Result<u64> {
+        if !self.keeps_reports() {
+            return Ok(0);
+        }
+        let rows = self.spi.write(c"SELECT coord.report_epoch_range()", &[]);
+        Ok(required::<i64>(&rows, 0, 0)?.cast_unsigned())
     }
 
     fn part(&mut self, peer: &str) -> Result<()> {

@@ -8,6 +8,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::protocol::{Position, check_position};
+use super::snapshot::Snapshot;
 use crate::error::Result;
 use crate::intent::report::CommittedRun;
 use crate::lease::report::LeaseReport;
@@ -87,6 +88,18 @@ pub fn start(position: &Position, space: &str) -> Position {
     } else {
         Position::beginning(space)
     }
+}
+
+/// Why a position in a space whose next transaction is `next` cannot be: it was given by a server that had
+/// come further, before it was put back. The numbers of transactions that had not ended do not count: after
+/// a crash they are given out again.
+pub fn reaches_beyond(position: &Position, next: u64) -> Option<String> {
+    let window = position.window.as_ref().map(|window| &window.until);
+    let given = [position.given.as_ref(), window].into_iter().flatten();
+    let last = given.filter_map(Snapshot::last_ended).max()?;
+    (last >= next).then(|| {
+        format!("a peer was given reports of transaction {last}, and the next one here is {next}")
+    })
 }
 
 /// The position of a reader that has been given nothing.

@@ -4,7 +4,7 @@
 //! left of what the peers were told, so that a lease renewed every second costs them one row in half its
 //! ttl.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use super::background::transaction;
@@ -12,8 +12,11 @@ use crate::lease::memory::{self, Held};
 use crate::lease::store;
 use crate::spi::Value;
 
-/// Leases reported in one transaction.
-const PAGE: i64 = 10_000;
+/// Leases reported in one transaction: some tenths of a second, in which the worker hears nobody.
+const PAGE: usize = 10_000;
+
+/// All entries of shared memory are looked at each time.
+const SHORTEST_PACE: Duration = Duration::from_millis(100);
 
 /// How far the reports of what there was before have come since the worker began.
 enum Progress {
@@ -47,7 +50,8 @@ impl Reporter {
         if !changed.is_empty() && !matches!(self.progress, Progress::Alone) {
             has_news |= self.report_changed(changed);
         }
-        if self.last_look.is_none_or(|last| last.elapsed() >= interval) {
+        let pace = interval.max(SHORTEST_PACE);
+        if self.last_look.is_none_or(|last| last.elapsed() >= pace) {
             has_news |= self.look();
             self.last_look = Some(Instant::now());
         }
@@ -69,19 +73,28 @@ impl Reporter {
 
     fn look(&mut self) -> bool {
         match &self.progress {
-            Progress::Alone => {
-                if has_company() {
-                    self.progress = Progress::UpTo(String::new());
-                    return number(c"SELECT coord.intent_report_own()", &[]) > Some(0);
-                }
-                false
-            }
+            Progress::Alone => self.begin(),
             Progress::UpTo(resource) => {
                 let resource = resource.clone();
-                self.report_page(&resource)
+                // What is renewed meanwhile is not to look expired.
+                self.report_page(&resource) | self.report_renewals()
             }
-            Progress::Done => self.report_renewals(),
+            Progress::Done => {
+                number(c"SELECT coord.report_lapse()", &[]);
+                self.report_renewals()
+            }
         }
+    }
+
+    fn begin(&mut self) -> bool {
+        if !has_company() {
+            return false;
+        }
+        let runs = number(c"SELECT coord.intent_report_own()", &[]);
+        if runs.is_some() {
+            self.progress = Progress::UpTo(String::new());
+        }
+        runs > Some(0)
     }
 
     fn report_page(&mut self, after: &str) -> bool {
@@ -90,7 +103,7 @@ impl Reporter {
                 c"WITH page AS MATERIALIZED (
                     SELECT l.resource FROM coord.lease l WHERE l.resource > $1 ORDER BY l.resource LIMIT $2)
                   SELECT max(p.resource), coord.lease_report_own(coalesce(array_agg(p.resource), '{}')) FROM page p",
-                &[Value::Text(Some(after)), Value::Int(PAGE)],
+                &[Value::Text(Some(after)), Value::Int(PAGE as i64)],
             );
             Ok((rows.get::<String>(0, 0), rows.get::<i64>(0, 1)))
         });
@@ -108,28 +121,25 @@ impl Reporter {
 
     fn report_renewals(&mut self) -> bool {
         let (held, now) = (memory::held(), store::now());
-        let reported = |lease: &Held| self.expiries.get(&lease.lease_id).copied();
-        let due: Vec<i64> = (held.iter())
-            .filter(|lease| is_due(reported(lease), lease, now))
-            .map(|lease| lease.lease_id)
+        let due: Vec<&Held> = (held.iter())
+            .filter(|lease| is_due(self.expiries.get(&lease.lease_id).copied(), lease, now))
+            .take(PAGE)
             .collect();
-        let count = if due.is_empty() {
-            Some(0)
-        } else {
-            number(
-                c"SELECT coord.lease_report_own(ARRAY(
-                    SELECT l.resource FROM coord.lease l WHERE l.lease_id = ANY ($1)))",
-                &[Value::Ints(&due)],
-            )
-        };
+        if due.is_empty() {
+            return false;
+        }
+        let numbers: Vec<i64> = due.iter().map(|lease| lease.lease_id).collect();
+        let count = number(
+            c"SELECT coord.lease_report_own(ARRAY(
+                SELECT l.resource FROM coord.lease l WHERE l.lease_id = ANY ($1)))",
+            &[Value::Ints(&numbers)],
+        );
         if count.is_some() {
-            let told = |lease: &Held| match reported(lease) {
-                Some(expires_at) if !is_due(Some(expires_at), lease, now) => expires_at,
-                _ => lease.expires_at,
-            };
-            self.expiries = (held.iter())
-                .map(|lease| (lease.lease_id, told(lease)))
-                .collect();
+            let reported = due.iter().map(|lease| (lease.lease_id, lease.expires_at));
+            self.expiries.extend(reported);
+            let present: HashSet<i64> = held.iter().map(|lease| lease.lease_id).collect();
+            self.expiries
+                .retain(|lease_id, _| present.contains(lease_id));
         }
         count > Some(0)
     }

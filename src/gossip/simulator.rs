@@ -133,6 +133,9 @@ fn reports_of_leases_are_passed_on() {
         .collect();
     assert_eq!(epochs, [1, 2, 1]);
     mesh.links.heal();
+    // From the beginning all is given, and given back once.
+    mesh.round(EVERYBODY);
+    mesh.round(EVERYBODY);
     settle(&mut mesh);
     assert!(mesh.agrees_on_reports());
 }
@@ -140,6 +143,9 @@ fn reports_of_leases_are_passed_on() {
 #[test]
 fn many_reports_go_in_parts_and_once() {
     let mut mesh = settled(2, 1);
+    change_lease(&mut mesh, 0, "first");
+    mesh.round(EVERYBODY);
+    settle(&mut mesh);
     mesh.nodes[0].limit = 2;
     for resource in 0..9 {
         change_lease(&mut mesh, 0, &format!("r{resource}"));
@@ -429,6 +435,59 @@ fn a_message_that_comes_late_does_not_hide_how_far_its_sender_was() {
     record(&mut mesh, 0, "later", 1);
     mesh.rounds_to_converge(EVERYBODY, 6);
     mesh.check_end();
+}
+
+#[test]
+fn a_restored_node_grants_no_epoch_again_that_it_granted_above_hearsay() {
+    let mut mesh = Mesh::new(3, 1);
+    record(&mut mesh, 1, "own", 1);
+    let copy = mesh.nodes[1].clone();
+    change_lease(&mut mesh, 1, "other");
+    mesh.round(EVERYBODY);
+    mesh.restore(1, copy);
+    mesh.round(EVERYBODY);
+    assert_eq!(mesh.nodes[1].actor(), "n1#2");
+    // Another node has heard of an epoch of life 2, and grants above it in its life 1.
+    let copy = mesh.nodes[0].clone();
+    change_lease(&mut mesh, 1, "r");
+    mesh.exchange(1, 0);
+    change_lease(&mut mesh, 0, "r");
+    mesh.exchange(0, 2);
+    // This grant nobody hears of.
+    change_lease(&mut mesh, 0, "r");
+    change_lease(&mut mesh, 0, "r");
+    mesh.restore(0, copy);
+    mesh.round(EVERYBODY);
+    mesh.round(EVERYBODY);
+    assert_eq!(mesh.nodes[0].actor(), "n0#3");
+    // Asserts that no epoch is granted twice.
+    change_lease(&mut mesh, 0, "r");
+    mesh.round(EVERYBODY);
+    mesh.round(EVERYBODY);
+    assert!(mesh.agrees_on_reports());
+}
+
+#[test]
+fn a_restored_node_is_told_again_what_it_knew_even_from_whom_it_came() {
+    // In a line: what the middle has lost comes back from one end, though it came from the middle.
+    let mut mesh = settled(3, 3);
+    mesh.links.cut(0, 2);
+    let copy = mesh.nodes[1].clone();
+    change_lease(&mut mesh, 0, "r");
+    mesh.exchange(0, 1);
+    mesh.exchange(1, 2);
+    record(&mut mesh, 1, "own", 1);
+    mesh.exchange(1, 2);
+    mesh.restore(1, copy);
+    // Both say which life it is in; then one end is gone.
+    mesh.exchange(1, 0);
+    mesh.exchange(1, 2);
+    assert_eq!(mesh.nodes[1].actor(), "n1#2");
+    mesh.links.cut(0, 1);
+    for _ in 0..3 {
+        mesh.round(EVERYBODY);
+    }
+    assert!(mesh.agrees_on_reports());
 }
 
 #[test]

@@ -70,6 +70,11 @@ impl Snapshot {
         xid < self.xmin || (xid < self.xmax && self.in_progress.binary_search(&xid).is_err())
     }
 
+    /// The last transaction that had ended.
+    pub fn last_ended(&self) -> Option<u64> {
+        (1..self.xmax).rev().find(|xid| self.sees(*xid))
+    }
+
     /// The snapshot as told to a peer by a reader whose own transaction may still roll back: a
     /// snapshot does not list its own transaction, so it is added to those in progress, and its
     /// rows come after its commit instead of being lost or given twice.
@@ -161,6 +166,8 @@ mod tests {
             for (told, own_seen) in [(taken.clone().with_in_progress(own), false), (taken.clone().with_committed(own), true)] {
                 prop_assert_eq!(&snapshot(&told.to_string()), &told);
                 prop_assert_eq!(told.sees(own), own_seen);
+                let ended = (1..100).filter(|xid| told.sees(*xid)).max();
+                prop_assert_eq!(told.last_ended(), ended);
                 for xid in (1..100).filter(|xid| *xid != own) {
                     prop_assert_eq!(told.sees(xid), taken.sees(xid), "{}", xid);
                 }

@@ -250,6 +250,10 @@ impl Worker {
 
     fn attend_to_leases(&mut self) {
         let changed = self.leases.attend();
+        // What was granted before the memory was opened is reported with all there is.
+        if !self.leases.is_open() {
+            return;
+        }
         let pace = interval().min(LONGEST_UNAWARE);
         if self.reporter.attend(&changed, pace) {
             self.push();

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::error::{Result, bad_argument};
-use crate::lease::grant::{Lease, Standing};
+use crate::lease::grant::{Lease, Standing, check_name};
 use crate::lease::report::Reported;
 
 /// What a run has come to. A later one counts for more.
@@ -30,6 +30,7 @@ impl Status {
 
 /// `personal`, or `shared:` and the name of an organisation.
 pub fn check_scope(scope: &str) -> Result<()> {
+    check_name("a scope", scope)?;
     let is_shared = scope
         .strip_prefix("shared:")
         .is_some_and(|organisation| !organisation.is_empty());
@@ -231,6 +232,7 @@ mod tests {
         assert!(check_scope("shared:acme").is_ok());
         assert!(check_scope("shared:").is_err());
         assert!(check_scope("").is_err());
+        assert!(check_scope(&format!("shared:{}", "x".repeat(249))).is_err());
         assert!(check_issued("a", 0, 3).is_err());
         assert!(check_issued("a", 3, 3).is_ok());
         assert!(check_issued("a", 4, 3).is_err());

@@ -24,12 +24,14 @@ mod column {
 mod report_column {
     pub const AGENT: usize = 0;
     pub const RUN: usize = 1;
+    pub const SCOPE: usize = 2;
     pub const OPERATION: usize = 4;
     pub const EPOCH: usize = 5;
     pub const COUNT: usize = 11;
 }
 
-/// Raises 22023 for what cannot be recorded.
+/// Raises 22023 for what cannot be recorded. Returns the record that the run has been committed, if any node
+/// has said so.
 #[pg_extern(sql = false)]
 fn intent_check(
     agent: &str,
@@ -38,7 +40,7 @@ fn intent_check(
     epoch: i64,
     status: &str,
     scope: &str,
-) -> SqlResult<bool> {
+) -> SqlResult<Option<String>> {
     check_name("an agent", agent)?;
     check_name("a run", run_id)?;
     check_name("a holder", holder)?;
@@ -46,21 +48,33 @@ fn intent_check(
     Status::parse(status)?;
     let lease = Leases::open(Access::Read).find(agent);
     let here = lease.map_or(0, |found| found.lease.epoch);
-    let elsewhere = store::elsewhere(&Latest::take(), agent).highest_epoch();
+    let seen = Latest::take();
+    let elsewhere = store::elsewhere(&seen, agent).highest_epoch();
     dispatch::check_issued(agent, epoch, here.max(elsewhere))?;
-    Ok(true)
+    Ok(reported(
+        &seen,
+        &[
+            Key::Text(report_column::AGENT as i16 + 1, agent),
+            Key::Text(report_column::RUN as i16 + 1, run_id),
+            Key::Text(report_column::SCOPE as i16 + 1, scope),
+        ],
+    ))
 }
 
-/// The record, in any scope, that a run has been committed on any node, as far as was heard here. Of
-/// several every node names the same.
+/// The record, in any scope, that a run has been committed.
 fn committed(seen: &Latest, agent: &str, run_id: &str) -> Option<String> {
     let keys = [
         Key::Text(report_column::AGENT as i16 + 1, agent),
         Key::Text(report_column::RUN as i16 + 1, run_id),
     ];
+    reported(seen, &keys).or_else(|| committed_here(seen, agent, run_id))
+}
+
+/// The same as far as any node has reported it. Of several records every node names the same.
+fn reported(seen: &Latest, keys: &[Key]) -> Option<String> {
     let mut found: Option<(i64, Reverse<String>)> = None;
     let table = Table::open(c"intent_report", Access::Read);
-    table.scan(seen, Some(c"intent_report_pkey"), &keys, |row| {
+    table.scan(seen, Some(c"intent_report_pkey"), keys, |row| {
         let values = row.values::<{ report_column::COUNT }>();
         // SAFETY: the types are those of sql/intent.sql.
         let record = unsafe {
@@ -72,8 +86,7 @@ fn committed(seen: &Latest, agent: &str, run_id: &str) -> Option<String> {
             .max(record.map(|(epoch, name)| (epoch, Reverse(name))));
         true
     });
-    let reported = found.map(|(_, Reverse(operation))| operation);
-    reported.or_else(|| committed_here(seen, agent, run_id))
+    found.map(|(_, Reverse(operation))| operation)
 }
 
 /// The same where the database is no node, which reports nothing.

@@ -9,6 +9,9 @@ use super::grant::{MAX_TTL, check_name};
 use crate::error::{Result, malformed_binary};
 use crate::node::identity;
 
+/// One that can still be followed by as many again: a higher one was not counted up to.
+const MAX_EPOCH: i64 = i64::MAX / 2;
+
 /// The last grant of a resource on one node, as it travels.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -31,7 +34,9 @@ impl LeaseReport {
         check_name("a resource", &self.resource)?;
         check_name("a holder", &self.holder)?;
         identity::check_name(&self.node)?;
-        let is_in_range = self.epoch > 0 && self.version >= 0 && self.time_left <= MAX_TTL;
+        let is_in_range = (1..=MAX_EPOCH).contains(&self.epoch)
+            && self.version >= 0
+            && (0..=MAX_TTL).contains(&self.time_left);
         if is_in_range {
             Ok(())
         } else {

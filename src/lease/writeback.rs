@@ -103,6 +103,11 @@ impl Keeper {
         Vec::new()
     }
 
+    /// Whether renewals stay in memory.
+    pub fn is_open(&self) -> bool {
+        self.is_open
+    }
+
     /// How long until something is due that is known now.
     pub fn due(&self) -> Option<Duration> {
         memory::has_change().then(|| self.rest())
@@ -340,6 +345,12 @@ fn settle(spi: &Session, run: Run) {
             Value::Int(stepped),
             Value::Timestamp(start),
         ],
+    );
+    // What was heard of other nodes is kept by the clock of this one.
+    spi.write(
+        c"UPDATE coord.lease_report r SET expires_at = r.expires_at + $1 * interval '1 microsecond'
+           WHERE $1 <> 0 AND r.learned_from IS NOT NULL",
+        &[Value::Int(stepped)],
     );
 }
 

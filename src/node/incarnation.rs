@@ -52,6 +52,9 @@ pub fn provisional_actor(name: &str) -> String {
     format!("{name}#0")
 }
 
+/// The last range of epochs after which there are others: 2^40 epochs each, below 2^63.
+pub const MAX_EPOCH_RANGE: u64 = 1 << 22;
+
 /// What a peer knows of the node that it is talking to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Testimony {
@@ -66,6 +69,11 @@ pub struct Testimony {
     /// Where its transaction log had been flushed to when it last told something that was written
     /// down; 0 when nothing was.
     pub log_position: u64,
+    /// The highest range of epochs that the peer knows of any lease, by whomever it was granted. A life
+    /// grants leases above what it has heard of, and so above its own range; what it granted and told
+    /// nobody lies in a range of which somebody else had told it. Follows the message it is part of.
+    #[serde(skip)]
+    pub epoch_range: u64,
 }
 
 impl Testimony {
@@ -97,6 +105,8 @@ pub struct Life {
     pub past: Past,
     pub place: String,
     pub found: String,
+    /// The highest range of epochs that its tables know of, as in a testimony.
+    pub epoch_range: u64,
 }
 
 /// What the node is to do.
@@ -127,10 +137,11 @@ pub fn resolve(own: &Life, testimonies: &[Testimony]) -> Resolution {
             ),
         };
     }
+    // The epochs of a life lie in the range before its number.
     let highest = testimonies
         .iter()
-        .map(|other| other.incarnation)
-        .fold(own.past.incarnation, u64::max);
+        .map(|other| other.incarnation.max(other.epoch_range + 1))
+        .fold(own.past.incarnation.max(own.epoch_range + 1), u64::max);
     let moved = (own.place != own.found).then(|| moved(&own.place, &own.found));
     let cut = || testimonies.iter().find_map(|other| cut(other, &own.past));
     match moved.or_else(cut) {
@@ -262,6 +273,7 @@ mod tests {
             },
             place: HERE.into(),
             found: HERE.into(),
+            epoch_range: 0,
         }
     }
 
@@ -273,6 +285,7 @@ mod tests {
             silent_milliseconds: Some(10),
             ceiling: 100,
             log_position: 1_000,
+            epoch_range: 0,
         }
     }
 
@@ -364,6 +377,30 @@ mod tests {
             ..testimony()
         };
         assert_eq!(begins(&own(), &[twin]).unwrap().0, 3);
+    }
+
+    #[test]
+    fn a_new_life_lies_above_every_range_of_epochs_that_is_known() {
+        let later = Testimony {
+            incarnation: 3,
+            ..testimony()
+        };
+        let heard = |epoch_range| Testimony {
+            epoch_range,
+            ..later.clone()
+        };
+        // Life 3 has range 2. What lies above was granted above what it heard of.
+        for (range, expected) in [(0, 4), (2, 4), (3, 5), (9, 11)] {
+            assert_eq!(
+                begins(&own(), &[heard(range), testimony()]).unwrap().0,
+                expected
+            );
+        }
+        let known_here = Life {
+            epoch_range: 9,
+            ..own()
+        };
+        assert_eq!(begins(&known_here, &[later]).unwrap().0, 11);
     }
 
     #[test]

@@ -92,11 +92,14 @@ cmp_ok(scalar keys %written, '<', $rounds / 3, 'and is written there far less of
 
 $mesh->sql('b', q{SELECT coord.remove_peer('a')});
 $mesh->sql('a', q{SELECT coord.remove_peer('b')});
-is($mesh->sql('b', acquire('early', 'y', '1 h')), '2', 'a peer that was removed keeps nobody waiting: what it held counts as over');
+$mesh->wait_for('b', epoch_of('early'), '0', 'a peer that was removed keeps nobody waiting: what it held counts as over');
+is($mesh->sql('b', acquire('early', 'y', '1 h')), '2', 'and is granted above it');
+$mesh->sql('b', q{SELECT coord.lease_release('early', 'y', 2)});
 is($mesh->sql('a', acquire('alone', 'x', '1 h')), '1', 'two nodes that do not hear of each other');
 is($mesh->sql('b', acquire('alone', 'y', '1 h')), '1', 'grant the same');
 $mesh->add_peer(@$_) foreach [ 'a', 'b' ], [ 'b', 'a' ];
 $mesh->wait_for('c', q{SELECT count(*) FROM coord.lease_report WHERE resource = 'alone'}, '2', 'when they do again, a third hears of both');
+$mesh->wait_for('b', epoch_of('early'), '1', 'what a holds counts again once it is a peer again');
 is($mesh->sql('a', q{SELECT holder FROM coord.lease_current('alone')}), 'x', 'a goes on with its own');
 is($mesh->sql('b', q{SELECT holder FROM coord.lease_current('alone')}), 'y', 'b with its own');
 is($mesh->sql('c', ahead(2 * 3600) . acquire('alone', 'z', '1 h')), '2', 'and whoever grants next grants above both');
@@ -108,6 +111,21 @@ $mesh->restart_after_kill('c');
 is($mesh->sql('c', q{SELECT string_agg(node || epoch, ' ' ORDER BY node) FROM coord.lease_report WHERE resource = 'job'}), 'a3 c2', 'what was heard before a crash is known after it');
 $mesh->sql('a', acquire('late', 'x', '1 h'));
 $mesh->wait_for('c', epoch_of('late'), '1', 'and what comes after it is heard');
+
+# ---- what a node has committed it knows again after its disk was put back
+
+$mesh->node('c')->backup('before');
+$mesh->sql('c', acquire('own', 'x', '1 h'));
+is($mesh->sql('c', q{SELECT coord.intent_record('own', 'run-1', 'x', 1, 'committed') ->> 'recorded'}), 'true', 'c commits a run');
+$mesh->wait_for('b', q{SELECT coord.fence_check('own', 'run-1', 'x', 1) -> 'decision' ->> 'decision'}, 'already_committed', 'b hears of it');
+$mesh->node('c')->stop('immediate');
+my $restored = PostgreSQL::Test::Cluster->new('c2', port => $mesh->node('c')->port);
+$restored->init_from_backup($mesh->node('c'), 'before');
+$mesh->replace('c', $restored);
+$restored->start;
+$mesh->wait_for('c', q{SELECT coord.fence_check('own', 'run-1', 'x', 1) -> 'decision' ->> 'decision'}, 'already_committed', 'c, restored from before, hears of it again');
+like($mesh->sql('c', 'SELECT coord.node_actor()'), qr/^c#\d+$/, 'in a new life');
+cmp_ok($mesh->sql('c', acquire('own', 'y', '1 h')), '>', 1 << 40, 'in which it grants above all that it can have granted before');
 
 # ---- more than one message holds
 

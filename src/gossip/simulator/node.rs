@@ -226,6 +226,8 @@ pub struct Node {
     learned_frontier: Vec<u8>,
     learned_ceiling: Vec<u8>,
     pub history: BTreeMap<String, Vec<Change>>,
+    /// Grants of every life, by resource and epoch: whoever has such a token may come back with it.
+    granted: BTreeSet<(String, i64)>,
 }
 
 impl Node {
@@ -262,6 +264,7 @@ impl Node {
             learned_frontier: vclock::empty(),
             learned_ceiling: vclock::empty(),
             history: BTreeMap::new(),
+            granted: BTreeSet::new(),
         }
     }
 
@@ -443,6 +446,7 @@ impl Node {
         }
         self.versions.extend(transaction.versions);
         self.cursors.extend(transaction.cursors);
+        self.note_grants(&transaction.reports);
         self.reports.extend(transaction.reports);
         for (name, value) in transaction.waiting {
             match value {
@@ -514,10 +518,12 @@ impl Node {
     /// Replaces everything but the machine by an earlier copy.
     pub fn restore(&mut self, copy: Self) {
         let history = std::mem::take(&mut self.history);
+        let granted = std::mem::take(&mut self.granted);
         let machine = self.machine.clone();
         let restored = self.restored + 1;
         *self = copy;
         self.history = history;
+        self.granted = granted;
         self.machine = machine;
         self.restored = restored;
         self.crash();
@@ -594,7 +600,9 @@ impl Node {
 
     /// Which life this is, by what the peers know; `None` while a transaction holds a row.
     pub fn resolve_life(&mut self, testimonies: &[Testimony]) -> Option<Committed> {
-        if self.open.values().any(|open| !open.versions.is_empty()) {
+        let is_at_work =
+            |open: &Transaction| !open.versions.is_empty() || open.reports.has_grants();
+        if self.open.values().any(is_at_work) {
             return None;
         }
         let held = self.held();
@@ -607,9 +615,13 @@ impl Node {
             },
             place: self.place.clone(),
             found: self.machine.place.clone(),
+            epoch_range: self.epoch_range(),
         };
         let begins = match incarnation::resolve(&own, testimonies) {
-            Resolution::Confirm => false,
+            Resolution::Confirm => {
+                self.forget_lost_grants();
+                false
+            }
             Resolution::Begin {
                 incarnation,
                 reason,
@@ -625,6 +637,7 @@ impl Node {
                     cursor.position = None;
                     cursor.resync = true;
                 }
+                self.reports.begin_anew();
                 true
             }
             Resolution::Wait { .. } => {
@@ -1037,6 +1050,7 @@ impl Replica for Session<'_> {
                 incarnation: met.incarnation,
                 life: met.life,
                 place: met.place.clone(),
+                epoch_range: 0,
                 silent_milliseconds: silent,
                 ceiling: known(&node.learned_frontier).max(known(&node.learned_ceiling)),
                 log_position: self.cursor(name).log_position.max(told),
@@ -1156,15 +1170,22 @@ impl Replica for Session<'_> {
     }
 
     fn reports_position(&mut self, peer: &str) -> Result<Option<Position>> {
-        Ok(Some(Session::reports_position(self, peer)))
+        Ok(Some(self.stored_reports_position(peer)))
     }
 
     fn report(&mut self, peer: &str, position: &Position) -> Result<Option<ReportBatch>> {
-        Ok(Session::report(self, peer, position))
+        Session::report(self, peer, position)
     }
 
-    fn learn_reports(&mut self, peer: &str, batch: &ReportBatch) -> Result<()> {
-        Session::learn_reports(self, peer, batch)
+    fn learn_reports(&mut self, peer: &str, batch: &ReportBatch, log_position: u64) -> Result<()> {
+        Session::learn_reports(self, peer, batch)?;
+        let mut cursor = self.cursor(peer);
+        cursor.log_position = cursor.log_position.max(log_position);
+        self.put_cursor(peer, cursor).map(|_| ())
+    }
+
+    fn epoch_range(&mut self) -> Result<u64> {
+        Ok(self.node.epoch_range())
     }
 
     fn part(&mut self, _peer: &str) -> Result<()> {

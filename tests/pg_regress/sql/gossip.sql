@@ -103,14 +103,14 @@ SELECT gossip_exchange('\x02');
 \echo :SQLSTATE
 SELECT gossip_exchange(set_byte(pg_temp.message('b'), 0, 2));
 \echo :SQLSTATE
-SELECT gossip_exchange(set_byte(pg_temp.message('b'), 0, 2) || pg_temp.varint(3600001) || pg_temp.item('{}'::vclock::bytea) || '\x00');
+SELECT gossip_exchange(set_byte(pg_temp.message('b'), 0, 2) || pg_temp.varint(3600001) || pg_temp.item('{}'::vclock::bytea) || '\x0000');
 \echo :SQLSTATE
-SELECT gossip_exchange(set_byte(pg_temp.message('b'), 0, 2) || pg_temp.varint(1000) || pg_temp.item('\x00'::bytea) || '\x00');
+SELECT gossip_exchange(set_byte(pg_temp.message('b'), 0, 2) || pg_temp.varint(1000) || pg_temp.item('\x00'::bytea) || '\x0000');
 \echo :SQLSTATE
 -- A position whose space has a NUL; a byte too many.
-SELECT gossip_exchange(set_byte(pg_temp.message('b'), 0, 2) || pg_temp.varint(1000) || pg_temp.item('{}'::vclock::bytea) || '\x01' || pg_temp.item('\x00'::bytea) || '\x000000');
+SELECT gossip_exchange(set_byte(pg_temp.message('b'), 0, 2) || pg_temp.varint(1000) || pg_temp.item('{}'::vclock::bytea) || '\x01' || pg_temp.item('\x00'::bytea) || '\x00000000');
 \echo :SQLSTATE
-SELECT gossip_exchange(set_byte(pg_temp.message('b'), 0, 2) || pg_temp.varint(1000) || pg_temp.item('{}'::vclock::bytea) || '\x0000');
+SELECT gossip_exchange(set_byte(pg_temp.message('b'), 0, 2) || pg_temp.varint(1000) || pg_temp.item('{}'::vclock::bytea) || '\x000000');
 \echo :SQLSTATE
 SELECT gossip_exchange('\x01');
 \echo :SQLSTATE
@@ -162,7 +162,7 @@ SELECT substr(:'answer'::bytea, 1, 1) = '\x01' AS version,
        position(pg_temp.item('mine') || pg_temp.item(value::bytea) IN :'answer'::bytea) > 0 AS row FROM state;
 SELECT name, uuid, incarnation, status FROM node WHERE name <> 'regress';
 -- Who speaks the version before is answered in it; the present one adds who is alive.
-SELECT substr(gossip_exchange(set_byte(pg_temp.message('b'), 0, 2) || pg_temp.varint(1000) || pg_temp.item('{"b":5}'::vclock::bytea) || '\x00'), 1, 1)
+SELECT substr(gossip_exchange(set_byte(pg_temp.message('b'), 0, 2) || pg_temp.varint(1000) || pg_temp.item('{"b":5}'::vclock::bytea) || '\x0000'), 1, 1)
        = '\x02' AS version;
 -- Who holds everything is given nothing.
 SELECT pg_temp.item(frontier) || pg_temp.item(ceiling) || digest AS claim, ceiling AS ceiling FROM gossip_claim() \gset

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use super::{Handle, Node, Session, Transaction};
 use crate::error::{self, Result};
-use crate::gossip::protocol::{Position, Window};
-use crate::gossip::report::{Report, ReportBatch, nowhere, start};
+use crate::gossip::protocol::{Position, Replica, Window};
+use crate::gossip::report::{Report, ReportBatch, nowhere, reaches_beyond, start};
 use crate::gossip::snapshot::Snapshot;
 use crate::lease::grant::next_epoch;
 use crate::lease::report::LeaseReport;
@@ -32,6 +32,16 @@ impl ReportTables {
         self.kept.extend(written.kept);
         self.positions.extend(written.positions);
     }
+
+    /// Whether any is of a lease of the node itself.
+    pub fn has_grants(&self) -> bool {
+        self.kept.values().any(|kept| kept.learned_from.is_none())
+    }
+
+    /// A new life is given everything anew.
+    pub fn begin_anew(&mut self) {
+        self.positions.clear();
+    }
 }
 
 /// The order within a transaction.
@@ -52,10 +62,41 @@ impl Node {
         self.is_locked(handle, |other| other.reports.kept.contains_key(key))
     }
 
-    /// Grants a lease above all epochs known of it, renews it or ends it, whichever is its turn.
+    pub fn epoch_range(&self) -> u64 {
+        let epochs = self.reports.kept.values().map(|kept| kept.report.epoch);
+        epochs.max().unwrap_or(0).cast_unsigned() >> 40
+    }
+
+    /// The life goes on: nobody who was asked knows of what it lost, if it was put back.
+    pub fn forget_lost_grants(&mut self) {
+        let (kept, own) = (&self.reports.kept, &self.name);
+        self.granted.retain(|(resource, epoch)| {
+            let last = kept.get(&(resource.clone(), own.clone()));
+            last.is_some_and(|last| *epoch <= last.report.epoch)
+        });
+    }
+
+    /// Remembers what a transaction that commits has granted: no epoch twice in all lives.
+    pub fn note_grants(&mut self, written: &ReportTables) {
+        let own = written
+            .kept
+            .values()
+            .filter(|kept| kept.learned_from.is_none());
+        for Kept { report, .. } in own {
+            let key = (report.resource.clone(), report.node.clone());
+            let before = self.reports.kept.get(&key);
+            if before.is_none_or(|before| before.report.epoch < report.epoch) {
+                let is_new = self.granted.insert((key.0, report.epoch));
+                assert!(is_new, "{} grants {} twice", self.name, report.epoch);
+            }
+        }
+    }
+
+    /// Grants a lease above all epochs known of it, renews it or ends it, whichever is its turn. A node that
+    /// does not know its life grants nothing.
     pub fn change_lease(&mut self, handle: Handle, resource: &str) {
         let key = (resource.to_owned(), self.name.clone());
-        if self.report_locked(handle, &key) {
+        if self.report_locked(handle, &key) || !self.is_confirmed {
             return;
         }
         let known = self
@@ -112,7 +153,7 @@ impl Node {
 }
 
 impl Session<'_> {
-    pub fn reports_position(&self, peer: &str) -> Position {
+    pub fn stored_reports_position(&self, peer: &str) -> Position {
         let own: &Transaction = &self.node.open[&self.handle];
         let stored =
             (own.reports.positions.get(peer)).or_else(|| self.node.reports.positions.get(peer));
@@ -140,8 +181,13 @@ impl Session<'_> {
         found
     }
 
-    pub fn report(&self, peer: &str, position: &Position) -> Option<ReportBatch> {
+    pub fn report(&mut self, peer: &str, position: &Position) -> Result<Option<ReportBatch>> {
         let start = start(position, &self.space());
+        let now = self.node.told_snapshot(self.handle, self.standpoint);
+        if let Some(reason) = reaches_beyond(&start, now.xmax) {
+            self.doubt(&reason)?;
+            return Ok(None);
+        }
         let until = match &start.window {
             Some(window) => window.until.clone(),
             None => self.node.told_snapshot(self.handle, self.standpoint),
@@ -159,7 +205,7 @@ impl Session<'_> {
                 after_name: name.clone(),
             });
         let rows = (found.into_iter())
-            .filter(|(_, _, kept)| kept.learned_from.as_deref() != Some(peer))
+            .filter(|(_, _, kept)| start.is_full() || kept.learned_from.as_deref() != Some(peer))
             .map(|(_, _, kept)| Report::Lease(kept.report))
             .collect();
         let next = Position {
@@ -172,11 +218,11 @@ impl Session<'_> {
             window,
         };
         let batch = ReportBatch { start, rows, next };
-        Some(batch).filter(|batch| batch.is_worth_telling(count))
+        Ok(Some(batch).filter(|batch| batch.is_worth_telling(count)))
     }
 
     pub fn learn_reports(&mut self, peer: &str, batch: &ReportBatch) -> Result<()> {
-        let stored = self.reports_position(peer);
+        let stored = self.stored_reports_position(peer);
         for row in &batch.rows {
             let Report::Lease(report) = row else {
                 return Err(error::data_corrupted("no runs are simulated"));
