@@ -417,7 +417,8 @@ impl<'s> Database<'s> {
             return 0;
         }
         let rows = self.spi.write(
-            c"SELECT (log_position - '0/0'::pg_lsn)::bigint FROM coord.report_cursor WHERE node = $1",
+            c"SELECT coalesce(max(log_position) - '0/0'::pg_lsn, 0)::bigint
+                FROM coord.report_cursor WHERE node = $1",
             &[Value::Text(Some(peer))],
         );
         rows.get::<i64>(0, 0).map_or(0, i64::cast_unsigned)
