@@ -149,7 +149,7 @@ COMMENT ON FUNCTION lease_release_all(text) IS 'gives back every lease of a hold
 
 CREATE FUNCTION lease_revoke(resource text, reason text) RETURNS boolean
   LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'lease_revoke_wrapper';
-COMMENT ON FUNCTION lease_revoke(text, text) IS 'takes a lease from whoever holds it; false when nobody does';
+COMMENT ON FUNCTION lease_revoke(text, text) IS 'ends a grant of this node whoever has it, expired or not; false when it has ended already';
 
 CREATE TYPE lease_holding AS (resource text, holder text, epoch bigint, expires_at timestamptz, node text, heard_at timestamptz);
 COMMENT ON TYPE lease_holding IS 'a lease as anybody knows it: node and heard_at are NULL unless another node granted it';

@@ -135,12 +135,13 @@ pub fn release_all(holder: &str) -> i64 {
     i64::try_from(released.count()).unwrap_or(i64::MAX)
 }
 
-/// Ends a grant whoever has it. False when nobody holds the lease.
+/// Ends a grant whoever has it, also after its time: its holder could still renew it. False when there is
+/// none, or it has ended.
 pub fn revoke(resource: &str, reason: &str) -> Result<bool> {
     Lock::of_lease(resource).take(Mode::Change);
     let leases = Leases::open(Access::Write);
     let found = leases.find(resource);
-    let Some(found) = found.filter(|found| found.lease.is_held(store::now())) else {
+    let Some(found) = found.filter(|found| found.lease.ended.is_none()) else {
         return Ok(false);
     };
     end(&leases, resource, &found, Ended::Revoked, Some(reason));

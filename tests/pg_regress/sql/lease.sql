@@ -116,6 +116,11 @@ SELECT holder, epoch FROM lease_current('job');
 SELECT lease_revoke('job', 'maintenance');
 SELECT lease_revoke('job', 'maintenance');
 SELECT lease_revoke('never', 'maintenance');
+-- Also after its time, when its holder could still renew it.
+SELECT epoch FROM lease_acquire('paused', 'a', '1 ms');
+SELECT lease_current('paused') IS NULL AS expired FROM (SELECT pg_sleep(0.01)) slept;
+SELECT lease_revoke('paused', 'does not answer');
+SELECT lease_renew('paused', 'a', 1, '30 s');
 SELECT lease_renew('job', 'b', 3, '30 s');
 SELECT lease_release_all('b');
 SELECT lease_release_all('nobody');
