@@ -231,11 +231,11 @@ make_leases() {
 			RETURN NEW;
 		END \$\$"
 	sql l "CREATE TRIGGER by_hand BEFORE UPDATE ON by_hand FOR EACH ROW EXECUTE FUNCTION by_hand()"
-	# A writer under whatever grant is current; one that comes between two grants is refused.
-	sql l "CREATE FUNCTION work_for_50ms(client int) RETURNS void LANGUAGE plpgsql AS \$\$
+	# A writer under whatever grant is current, with a row of its own; one that comes between two grants is refused.
+	sql l "CREATE FUNCTION work_for_50ms() RETURNS void LANGUAGE plpgsql AS \$\$
 		BEGIN
 			PERFORM coord.fence_set('handed', (SELECT epoch FROM coord.lease_current('handed')));
-			UPDATE slow SET n = n + 1 WHERE id = client;
+			UPDATE slow SET n = n + 1 WHERE id = pg_backend_pid() % 10000;
 			PERFORM pg_sleep(0.05);
 		EXCEPTION WHEN check_violation THEN
 			NULL;

@@ -1,1 +1,1 @@
-SELECT work_for_50ms(:client_id);
+SELECT work_for_50ms();
