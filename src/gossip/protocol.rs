@@ -140,6 +140,11 @@ impl Message {
         bytes.map_err(|error| malformed_binary("gossip message", format!("{error}.")))
     }
 
+    /// The reports that it gives, if any.
+    pub fn report_batch(&self) -> Option<&ReportBatch> {
+        self.reports.as_ref()?.batch.as_ref()
+    }
+
     /// The version of an encoded message.
     pub fn version(bytes: &[u8]) -> Result<u8> {
         let version = *bytes
@@ -568,11 +573,7 @@ fn speak_of_reports(
 
 /// Takes in the reports of a message. Where this node stands afterwards, it says in its own.
 fn receive_reports(replica: &mut dyn Replica, message: &Message) -> Result<()> {
-    let batch = message
-        .reports
-        .as_ref()
-        .and_then(|reports| reports.batch.as_ref());
-    match batch {
+    match message.report_batch() {
         Some(batch) if replica.hello()?.is_confirmed => {
             replica.learn_reports(&message.hello.name, batch, message.log_position)
         }
@@ -962,11 +963,7 @@ impl Round {
     }
 
     fn takes_more_reports(&self, replica: &mut dyn Replica, reply: &Message) -> Result<bool> {
-        let batch = reply
-            .reports
-            .as_ref()
-            .and_then(|reports| reports.batch.as_ref());
-        match batch.filter(|batch| batch.is_cut_off()) {
+        match reply.report_batch().filter(|batch| batch.is_cut_off()) {
             Some(batch) => Ok(replica.reports_position(&self.peer)?.as_ref() == Some(&batch.next)),
             None => Ok(false),
         }

@@ -24,7 +24,7 @@ use crate::node::identity::{self, Hello};
 use crate::node::incarnation::{self, Admission, Known, Life, Past, Resolution, Testimony};
 use crate::node::sql::{self as node, LocalNode};
 use crate::spi::{Rows, Session, Value};
-use crate::{guc, is_preloaded};
+use crate::{guc, heap, is_preloaded};
 
 thread_local! {
     static TALLY: RefCell<Tally> = RefCell::default();
@@ -365,7 +365,7 @@ impl<'s> Database<'s> {
         ] {
             self.spi.write(forgetting, &node_value);
         }
-        if self.keeps_reports() {
+        if Self::keeps_reports() {
             self.spi.write(
                 c"UPDATE coord.report_cursor SET log_position = '0/0' WHERE node = $1",
                 &node_value,
@@ -413,7 +413,7 @@ impl<'s> Database<'s> {
 
     /// Where the transaction log of a peer stood when it gave reports.
     fn reports_log_position(&self, peer: &str) -> u64 {
-        if !self.keeps_reports() {
+        if !Self::keeps_reports() {
             return 0;
         }
         let rows = self.spi.write(
@@ -425,12 +425,8 @@ impl<'s> Database<'s> {
     }
 
     /// Whether the extension is of a version that has reports.
-    fn keeps_reports(&self) -> bool {
-        let found = self.spi.read(
-            c"SELECT to_regclass('coord.report_cursor') IS NOT NULL",
-            &[],
-        );
-        found.get(0, 0).unwrap_or(false)
+    fn keeps_reports() -> bool {
+        heap::is_there(c"report_cursor")
     }
 
     /// Finds out which life this is by what the peers know, and lets it go on or begin.
@@ -899,7 +895,7 @@ impl Replica for Database<'_> {
     }
 
     fn reports_position(&mut self, peer: &str) -> Result<Option<Position>> {
-        if !self.keeps_reports() {
+        if !Self::keeps_reports() {
             return Ok(None);
         }
         let rows = self.spi.write(
@@ -967,7 +963,7 @@ impl Replica for Database<'_> {
     }
 
     fn epoch_range(&mut self) -> Result<u64> {
-        if !self.keeps_reports() {
+        if !Self::keeps_reports() {
             return Ok(0);
         }
         let rows = self.spi.write(c"SELECT coord.report_epoch_range()", &[]);

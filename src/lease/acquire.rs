@@ -125,8 +125,11 @@ struct Judgement {
 }
 
 fn judge(wish: &Wish) -> Result<Judgement> {
-    let found = Leases::open(Access::Read).find(wish.resource);
-    let elsewhere = store::elsewhere(&Latest::take(), wish.resource);
+    let seen = Latest::take();
+    let leases = Leases::open(Access::Read);
+    let row = leases.find_row(&seen, wish.resource);
+    let found = row.as_ref().map(StoredLease::read);
+    let elsewhere = store::elsewhere(&seen, wish.resource);
     let lease = found.as_ref().map(|found| &found.lease);
     let now = store::now();
     // Which life it is matters for the epoch alone, which is decided under the locks.

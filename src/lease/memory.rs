@@ -254,16 +254,19 @@ pub fn is_open(relation: u32) -> bool {
     database().is_some_and(|here| here.open_for.load(Ordering::Acquire) == relation)
 }
 
+/// The entries of this database, for its worker, which has the lock.
+fn own_entries() -> impl Iterator<Item = &'static Entry> {
+    let database = own_database();
+    let all = header().into_iter().flat_map(entries);
+    all.filter(move |entry| entry.is_of_database(database))
+}
+
 /// From here on renewals stay in memory: the table says so. What is left of an earlier time counts no
 /// more, because renewals have gone to the table since.
 pub fn open(relation: u32) {
     let _alone = LOCK.exclusive();
-    if let (Some(header), Some(here)) = (header(), database()) {
-        let oid = own_database();
-        let mine = entries(header)
-            .iter()
-            .filter(|entry| entry.is_of_database(oid));
-        mine.for_each(Entry::outdate);
+    if let Some(here) = database() {
+        own_entries().for_each(Entry::outdate);
         here.worker.store(own_latch(), Ordering::Release);
         here.open_for.store(relation, Ordering::Release);
     }
@@ -461,15 +464,8 @@ pub fn take_urgency() -> bool {
 /// Takes what the table does not know yet, up to `limit`. Until the caller says what has become of it no
 /// entry is thrown out.
 pub fn take_unwritten(extent: Extent, limit: usize) -> Vec<Unwritten<'static>> {
-    let Some(header) = header() else {
-        return Vec::new();
-    };
-    let database = own_database();
     let _shared = LOCK.share();
-    let mine = entries(header)
-        .iter()
-        .filter(|entry| entry.is_of_database(database));
-    let unwritten = mine.filter_map(|entry| entry.take_unwritten(extent));
+    let unwritten = own_entries().filter_map(|entry| entry.take_unwritten(extent));
     unwritten.take(limit).collect()
 }
 
@@ -482,26 +478,12 @@ pub fn put_back(unwritten: &Unwritten) {
 
 /// The leases of this database whose expiry is in memory, but for those that are being taken over.
 pub fn held() -> Vec<Held> {
-    let Some(header) = header() else {
-        return Vec::new();
-    };
-    let database = own_database();
     let _shared = LOCK.share();
-    let mine = entries(header)
-        .iter()
-        .filter(|entry| entry.is_of_database(database));
-    mine.filter_map(Entry::held).collect()
+    own_entries().filter_map(Entry::held).collect()
 }
 
 /// What was being written when the worker was ended is to be written again.
 pub fn put_back_interrupted() {
-    let Some(header) = header() else {
-        return;
-    };
-    let database = own_database();
     let _shared = LOCK.share();
-    let mine = entries(header)
-        .iter()
-        .filter(|entry| entry.is_of_database(database));
-    mine.for_each(Entry::put_back_interrupted);
+    own_entries().for_each(Entry::put_back_interrupted);
 }

@@ -434,8 +434,7 @@ impl Mesh {
             self.traffic.batches += 1;
             self.traffic.rows += batch.rows.len() as u64;
         }
-        let reports = message.reports.as_ref();
-        if let Some(batch) = reports.and_then(|reports| reports.batch.as_ref()) {
+        if let Some(batch) = message.report_batch() {
             self.traffic.batches += 1;
             self.traffic.reports += batch.rows.len() as u64;
         }
