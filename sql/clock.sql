@@ -251,6 +251,10 @@ CREATE FUNCTION hlc_time(stamp hlc) RETURNS timestamptz
   LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'hlc_time_wrapper';
 COMMENT ON FUNCTION hlc_time(hlc) IS 'time of a stamp, in milliseconds';
 
+CREATE FUNCTION hlc_milliseconds(stamp hlc) RETURNS bigint
+  LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'hlc_milliseconds_wrapper';
+COMMENT ON FUNCTION hlc_milliseconds(hlc) IS 'time of a stamp, in milliseconds since 1970';
+
 CREATE FUNCTION hlc_counter(stamp hlc) RETURNS integer
   LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'hlc_counter_wrapper';
 COMMENT ON FUNCTION hlc_counter(hlc) IS 'counter of a stamp';

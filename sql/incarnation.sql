@@ -2,7 +2,7 @@
 --
 -- Whoever counted under the provisional actor holds a row lock in coord.state until his transaction
 -- ends, and so the table in ROW EXCLUSIVE mode. SHARE ROW EXCLUSIVE waits for those, and whoever comes
--- later sees which life it is. The same for grants of leases, whose epochs lie in a life.
+-- later sees which life it is. The same for grants of leases, whose epochs lie in a life, and for operations.
 
 CREATE FUNCTION constraint_fold(state constraint_state, from_actor text, into_actor text) RETURNS constraint_state
   LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'constraint_fold_wrapper';
@@ -32,7 +32,9 @@ CREATE FUNCTION life_begin(number bigint, why text) RETURNS void
   SET search_path = pg_catalog, coord, pg_temp
 AS $$
 BEGIN
-  LOCK TABLE coord.state, coord.lease IN SHARE ROW EXCLUSIVE MODE;
+  LOCK TABLE coord.state, coord.lease, coord.op IN SHARE ROW EXCLUSIVE MODE;
+  -- Above every number that the life before can have given out.
+  PERFORM setval('coord.op_seq', greatest((number - 1) << 40, (SELECT last_value FROM coord.op_seq)));
   UPDATE coord.local_node
      SET incarnation = number, actor = name || '#' || number, life = DEFAULT, place = DEFAULT,
          started = DEFAULT, doubtful_since = NULL;

@@ -184,7 +184,7 @@ CREATE VIEW lease_locker AS
                JOIN pg_catalog.pg_locks x ON x.locktype = 'transactionid' AND x.transactionid = p.transaction
                                          AND x.pid IS NULL AND x.granted)
       ON l.pid IS NULL AND x.virtualtransaction = l.virtualtransaction
-   WHERE l.locktype = 'userlock'
+   WHERE l.locktype = 'userlock' AND l.objsubid <= 3
      AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = current_database());
 COMMENT ON VIEW lease_locker IS 'sessions and prepared transactions with a lock of a lease';
 COMMENT ON COLUMN lease_locker.kind IS '1 lock of a lease, 2 lock of all leases, 3 place in the queue of acquirers';

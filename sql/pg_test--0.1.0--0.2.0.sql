@@ -1,4 +1,4 @@
--- 0.1.0 to 0.2.0: who is alive; a move follows what it replaces; leases with fencing.
+-- 0.1.0 to 0.2.0: who is alive; a move follows what it replaces; leases with fencing; the operation log.
 \echo Use "ALTER EXTENSION pg_test UPDATE TO '0.2.0'" to load this file. \quit
 
 CREATE FUNCTION peer_liveness(OUT peer text, OUT state text, OUT phi double precision, OUT reason text)
@@ -124,7 +124,9 @@ CREATE OR REPLACE FUNCTION life_begin(number bigint, why text) RETURNS void
   SET search_path = pg_catalog, coord, pg_temp
 AS $$
 BEGIN
-  LOCK TABLE coord.state, coord.lease IN SHARE ROW EXCLUSIVE MODE;
+  LOCK TABLE coord.state, coord.lease, coord.op IN SHARE ROW EXCLUSIVE MODE;
+  -- Above every number that the life before can have given out.
+  PERFORM setval('coord.op_seq', greatest((number - 1) << 40, (SELECT last_value FROM coord.op_seq)));
   UPDATE coord.local_node
      SET incarnation = number, actor = name || '#' || number, life = DEFAULT, place = DEFAULT,
          started = DEFAULT, doubtful_since = NULL;
@@ -330,7 +332,7 @@ CREATE VIEW lease_locker AS
                JOIN pg_catalog.pg_locks x ON x.locktype = 'transactionid' AND x.transactionid = p.transaction
                                          AND x.pid IS NULL AND x.granted)
       ON l.pid IS NULL AND x.virtualtransaction = l.virtualtransaction
-   WHERE l.locktype = 'userlock'
+   WHERE l.locktype = 'userlock' AND l.objsubid <= 3
      AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = current_database());
 COMMENT ON VIEW lease_locker IS 'sessions and prepared transactions with a lock of a lease';
 COMMENT ON COLUMN lease_locker.kind IS '1 lock of a lease, 2 lock of all leases, 3 place in the queue of acquirers';
@@ -805,6 +807,589 @@ COMMENT ON FUNCTION report_epoch_range() IS 'the highest range of epochs in whic
 REVOKE ALL ON FUNCTION intent_report_own(), report_lapse_ask(), report_lapse(), report_epoch_range(),
   report_body(lease_report), report_body(intent_report), report_learn(text, jsonb) FROM PUBLIC;
 GRANT SELECT ON report_cursor TO coord_monitor;
+
+-- The operation log, as in oplog.sql, fold.sql and conversation.sql.
+
+CREATE FUNCTION hlc_milliseconds(stamp hlc) RETURNS bigint
+  LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'hlc_milliseconds_wrapper';
+COMMENT ON FUNCTION hlc_milliseconds(hlc) IS 'time of a stamp, in milliseconds since 1970';
+
+CREATE SEQUENCE op_seq;
+COMMENT ON SEQUENCE op_seq IS 'numbers of the operations appended on this node';
+
+CREATE TABLE op (
+  origin text COLLATE "C" NOT NULL,
+  seq bigint NOT NULL CHECK (seq > 0),
+  xid xid8 NOT NULL DEFAULT pg_current_xact_id(),
+  local_xid xid8 NOT NULL DEFAULT pg_current_xact_id(),
+  hlc hlc NOT NULL,
+  op_id text COLLATE "C" NOT NULL,
+  scope text COLLATE "C" NOT NULL,
+  surface text COLLATE "C" NOT NULL,
+  payload jsonb NOT NULL,
+  recorded_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+  tenant_id uuid,
+  PRIMARY KEY (origin, seq)
+) PARTITION BY RANGE (seq);
+COMMENT ON TABLE op IS 'operations appended anywhere in the mesh; append with coord.op_append';
+COMMENT ON COLUMN op.origin IS 'the actor that appended it';
+COMMENT ON COLUMN op.seq IS 'its number there; numbers of transactions that were rolled back are missing';
+COMMENT ON COLUMN op.xid IS 'its transaction there';
+COMMENT ON COLUMN op.local_xid IS 'the transaction that brought it here';
+COMMENT ON COLUMN op.op_id IS 'SHA-256 of what it says, by coord.op_id';
+COMMENT ON COLUMN op.recorded_at IS 'time of the origin''s clock; orders nothing';
+CREATE TABLE op_default PARTITION OF op DEFAULT;
+COMMENT ON TABLE op_default IS 'operations that no other partition is for';
+CREATE INDEX op_op_id ON op (op_id);
+CREATE INDEX op_local_xid ON op (local_xid);
+
+SELECT pg_catalog.pg_extension_config_dump('op_seq', '');
+SELECT pg_catalog.pg_extension_config_dump('op', '');
+SELECT pg_catalog.pg_extension_config_dump('op_default', '');
+
+CREATE TABLE conflict (
+  origin text COLLATE "C" NOT NULL,
+  seq bigint NOT NULL,
+  op_id text COLLATE "C" NOT NULL,
+  reason text NOT NULL CHECK (reason IN ('fork', 'malformed', 'clock', 'quarantined')),
+  detail text,
+  op jsonb NOT NULL,
+  detected_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+  PRIMARY KEY (origin, seq, op_id)
+);
+COMMENT ON TABLE conflict IS 'operations that arrived and were not admitted into the log';
+COMMENT ON COLUMN conflict.reason IS 'fork: another operation has this number; malformed; clock: stamped too far ahead; quarantined: the origin is';
+
+CREATE TABLE quarantine (
+  origin text COLLATE "C" PRIMARY KEY,
+  reason text NOT NULL,
+  since timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+COMMENT ON TABLE quarantine IS 'origins of which nothing more is admitted, until coord.quarantine_release';
+
+SELECT pg_catalog.pg_extension_config_dump('conflict', '');
+SELECT pg_catalog.pg_extension_config_dump('quarantine', '');
+
+-- What an operation says, and what it is called by.
+
+CREATE FUNCTION op_id(origin text, seq bigint, hlc hlc, scope text, surface text, payload text, tenant_id text) RETURNS text
+  LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'op_id_wrapper';
+COMMENT ON FUNCTION op_id(text, bigint, hlc, text, text, text, text) IS 'name of an operation: 32 hexadecimal digits of SHA-256 over its fields';
+
+CREATE FUNCTION op_id(op op) RETURNS text
+  LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+  RETURN coord.op_id(op.origin, op.seq, op.hlc, op.scope, op.surface, op.payload::text, coalesce(op.tenant_id::text, ''));
+COMMENT ON FUNCTION op_id(op) IS 'name that an operation should have, by what it says';
+
+CREATE FUNCTION op_key(surface text, payload jsonb) RETURNS text
+  LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+  RETURN CASE surface WHEN 'conversation' THEN coalesce(payload ->> 'conversation_id', '')
+                      WHEN 'routing' THEN ''
+                      ELSE coalesce(payload ->> 'id', encode(sha256(convert_to(payload::text, 'UTF8')), 'hex')) END;
+COMMENT ON FUNCTION op_key(text, jsonb) IS 'what an operation is about: its conversation, or the id of its payload, or a hash of that';
+
+CREATE FUNCTION op_check(scope text, surface text, key text) RETURNS boolean
+  LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'op_check_wrapper';
+COMMENT ON FUNCTION op_check(text, text, text) IS 'true, or an error for what cannot be appended';
+
+CREATE FUNCTION op_required(part text) RETURNS jsonb
+  LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'op_required_wrapper';
+COMMENT ON FUNCTION op_required(text) IS 'raises 22023: an operation lacks this part';
+
+CREATE FUNCTION op_parse(ops jsonb, OUT scope text, OUT surface text, OUT key text, OUT payload jsonb, OUT tenant_id uuid)
+  RETURNS SETOF record
+  LANGUAGE sql VOLATILE STRICT
+  BEGIN ATOMIC
+    SELECT g.scope, g.surface, coord.op_key(g.surface, g.payload), g.payload, g.tenant_id
+      FROM (SELECT coalesce(e.op ->> 'scope', coord.op_required('scope') #>> '{}') AS scope,
+                   coalesce(e.op ->> 'surface', coord.op_required('surface') #>> '{}') AS surface,
+                   coalesce(e.op -> 'payload', coord.op_required('payload')) AS payload,
+                   (e.op ->> 'tenant_id')::uuid AS tenant_id
+              FROM jsonb_array_elements(ops) AS e(op)) g
+     WHERE coord.op_check(g.scope, g.surface, coord.op_key(g.surface, g.payload));
+  END;
+COMMENT ON FUNCTION op_parse(jsonb) IS 'operations of an array, checked, in its order';
+
+CREATE FUNCTION op_receipt(op op) RETURNS jsonb
+  LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+  RETURN jsonb_build_object('op_id', op.op_id, 'seq', op.seq, 'hlc', jsonb_build_object(
+    'wall_ms', coord.hlc_milliseconds(op.hlc), 'counter', coord.hlc_counter(op.hlc), 'device_id', op.origin));
+COMMENT ON FUNCTION op_receipt(op) IS 'what whoever appended an operation is told';
+
+-- Appending.
+
+CREATE FUNCTION op_append(scope text, surface text, payload jsonb) RETURNS jsonb
+  LANGUAGE c VOLATILE SECURITY DEFINER
+  SET search_path = pg_catalog, coord, pg_temp
+  AS 'MODULE_PATHNAME', 'op_append_wrapper';
+COMMENT ON FUNCTION op_append(text, text, jsonb) IS 'appends an operation; returns its op_id, seq and hlc';
+
+CREATE FUNCTION op_append_many(ops jsonb) RETURNS jsonb
+  LANGUAGE c VOLATILE SECURITY DEFINER
+  SET search_path = pg_catalog, coord, pg_temp
+  AS 'MODULE_PATHNAME', 'op_append_many_wrapper';
+COMMENT ON FUNCTION op_append_many(jsonb) IS 'appends an array of {scope, surface, payload, tenant_id}; returns an array of what op_append returns';
+
+-- Arriving. What cannot be admitted is kept beside the log and stops nobody.
+
+CREATE FUNCTION op_is_from_elsewhere() RETURNS boolean
+  LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'op_is_from_elsewhere_wrapper';
+COMMENT ON FUNCTION op_is_from_elsewhere() IS 'whether operations are being put into the log by others than op_append';
+
+CREATE FUNCTION op_is_single() RETURNS boolean
+  LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'op_is_single_wrapper';
+COMMENT ON FUNCTION op_is_single() IS 'whether operations are being folded one by one';
+
+CREATE FUNCTION op_malformation(scope text, surface text, key text) RETURNS text
+  LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'op_malformation_wrapper';
+COMMENT ON FUNCTION op_malformation(text, text, text) IS 'why such an operation is in no log; NULL when it can be';
+
+CREATE FUNCTION op_observe(hlc hlc) RETURNS text
+  LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'op_observe_wrapper';
+COMMENT ON FUNCTION op_observe(hlc) IS 'moves the clock of this node above a stamp; returns why not when that is too far ahead';
+
+CREATE FUNCTION op_origin_lock(origin text) RETURNS void
+  LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'op_origin_lock_wrapper';
+COMMENT ON FUNCTION op_origin_lock(text) IS 'keeps others from bringing operations of an origin until the transaction ends';
+
+CREATE FUNCTION op_refuse(op op, reason text, detail text) RETURNS void
+  LANGUAGE sql VOLATILE
+  BEGIN ATOMIC
+    INSERT INTO coord.conflict (origin, seq, op_id, reason, detail, op)
+    VALUES (op.origin, op.seq, op.op_id, reason, detail, to_jsonb(op))
+    ON CONFLICT DO NOTHING;
+  END;
+COMMENT ON FUNCTION op_refuse(op, text, text) IS 'keeps an operation beside the log';
+
+CREATE FUNCTION op_admit() RETURNS trigger
+  LANGUAGE plpgsql
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+DECLARE
+  kept text;
+  obstacle text;
+BEGIN
+  PERFORM coord.op_origin_lock(NEW.origin);
+  NEW.local_xid := pg_current_xact_id();
+  obstacle := CASE WHEN coord.op_id(NEW) <> NEW.op_id THEN format('Its name should be %s.', coord.op_id(NEW))
+                   ELSE coord.op_malformation(NEW.scope, NEW.surface, coord.op_key(NEW.surface, NEW.payload)) END;
+  IF obstacle IS NOT NULL THEN
+    PERFORM coord.op_refuse(NEW, 'malformed', obstacle);
+    RETURN NULL;
+  END IF;
+  SELECT o.op_id INTO kept FROM coord.op o WHERE (o.origin, o.seq) = (NEW.origin, NEW.seq);
+  IF kept = NEW.op_id THEN
+    RETURN NULL;
+  ELSIF kept IS NOT NULL THEN
+    PERFORM coord.op_refuse(NEW, 'fork', format('The log has %s under this number.', kept));
+    INSERT INTO coord.quarantine (origin, reason)
+    VALUES (NEW.origin, format('operation %s is both %s and %s', NEW.seq, kept, NEW.op_id))
+    ON CONFLICT DO NOTHING;
+    RETURN NULL;
+  ELSIF EXISTS (SELECT FROM coord.quarantine q WHERE q.origin = NEW.origin) THEN
+    PERFORM coord.op_refuse(NEW, 'quarantined', NULL);
+    RETURN NULL;
+  END IF;
+  obstacle := coord.op_observe(NEW.hlc);
+  IF obstacle IS NOT NULL THEN
+    PERFORM coord.op_refuse(NEW, 'clock', obstacle);
+    RETURN NULL;
+  END IF;
+  RETURN NEW;
+END
+$$;
+COMMENT ON FUNCTION op_admit() IS 'lets an operation from elsewhere into the log once, and only whole';
+CREATE TRIGGER op_admit BEFORE INSERT ON op
+  FOR EACH ROW WHEN (coord.op_is_from_elsewhere()) EXECUTE FUNCTION op_admit();
+ALTER TABLE op ENABLE ALWAYS TRIGGER op_admit;
+COMMENT ON TRIGGER op_admit ON op IS 'also for rows that replication applies';
+
+CREATE FUNCTION op_keep() RETURNS trigger
+  LANGUAGE c AS 'MODULE_PATHNAME', 'op_keep_wrapper';
+COMMENT ON FUNCTION op_keep() IS 'raises 55000: operations do not change';
+CREATE TRIGGER op_keep BEFORE UPDATE OR DELETE ON op
+  FOR EACH ROW EXECUTE FUNCTION op_keep();
+ALTER TABLE op ENABLE ALWAYS TRIGGER op_keep;
+COMMENT ON TRIGGER op_keep ON op IS 'the log is append-only';
+
+CREATE FUNCTION quarantine_release(origin text) RETURNS bigint
+  LANGUAGE plpgsql VOLATILE STRICT
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+DECLARE
+  released bigint;
+BEGIN
+  DELETE FROM coord.quarantine q WHERE q.origin = $1;
+  WITH held AS (
+    DELETE FROM coord.conflict c WHERE c.origin = $1 AND c.reason IN ('quarantined', 'clock')
+    RETURNING c.op
+  ), taken AS MATERIALIZED (
+    SELECT jsonb_populate_record(NULL::coord.op, h.op) AS op FROM held h
+  )
+  INSERT INTO coord.op SELECT (t.op).* FROM taken t ORDER BY (t.op).seq;
+  GET DIAGNOSTICS released = ROW_COUNT;
+  RETURN released;
+END
+$$;
+COMMENT ON FUNCTION quarantine_release(text) IS 'admits operations of an origin again, first those that were held back; returns how many of these are in the log now';
+
+REVOKE ALL ON FUNCTION op_required(text), op_parse(jsonb), op_append(text, text, jsonb), op_append_many(jsonb),
+  op_is_from_elsewhere(), op_is_single(), op_observe(hlc), op_origin_lock(text), op_refuse(op, text, text),
+  op_admit(), op_keep(), quarantine_release(text), op_malformation(text, text, text), op_check(text, text, text),
+  op_parse(jsonb), op_receipt(op), op_key(text, jsonb), op_id(op),
+  op_id(text, bigint, hlc, text, text, text, text) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION op_append(text, text, jsonb), op_append_many(jsonb), op_id(op), op_key(text, jsonb),
+  op_id(text, bigint, hlc, text, text, text, text) TO coord_agent;
+GRANT SELECT ON op TO coord_agent;
+GRANT SELECT ON op, conflict, quarantine TO coord_monitor;
+
+CREATE TABLE turn (
+  scope text COLLATE "C" NOT NULL,
+  conversation_id text COLLATE "C" NOT NULL,
+  hlc hlc NOT NULL,
+  op_id text COLLATE "C" NOT NULL,
+  origin text COLLATE "C" NOT NULL,
+  role text COLLATE "C",
+  content text,
+  tool_calls jsonb,
+  tool_use_id text COLLATE "C",
+  at timestamptz NOT NULL,
+  PRIMARY KEY (conversation_id, hlc, op_id)
+);
+COMMENT ON TABLE turn IS 'every operation of surface conversation, as a turn';
+COMMENT ON COLUMN turn.at IS 'time that the turn says, else that of its stamp; orders nothing';
+
+CREATE TABLE conversation (
+  scope text COLLATE "C" NOT NULL,
+  conversation_id text COLLATE "C" NOT NULL
+);
+COMMENT ON TABLE conversation IS 'conversations by scope; one is here twice when two transactions began it at once';
+CREATE INDEX conversation_scope ON conversation (scope, conversation_id);
+
+CREATE TABLE observation (
+  scope text COLLATE "C" NOT NULL,
+  hlc hlc NOT NULL,
+  op_id text COLLATE "C" NOT NULL,
+  origin text COLLATE "C" NOT NULL,
+  payload jsonb NOT NULL,
+  PRIMARY KEY (scope, hlc, op_id)
+);
+COMMENT ON TABLE observation IS 'every operation of surface routing';
+
+CREATE TABLE record (
+  scope text COLLATE "C" NOT NULL,
+  surface text COLLATE "C" NOT NULL,
+  key text COLLATE "C" NOT NULL,
+  payload jsonb NOT NULL,
+  hlc hlc NOT NULL,
+  op_id text COLLATE "C" NOT NULL,
+  origin text COLLATE "C" NOT NULL,
+  PRIMARY KEY (scope, surface, key)
+);
+COMMENT ON TABLE record IS 'knowledge, skill, trajectory, run: the first operation of each key; declagent and registry: the last one';
+
+-- What one operation says.
+
+CREATE FUNCTION turn_time(at text) RETURNS timestamptz
+  LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'turn_time_wrapper';
+COMMENT ON FUNCTION turn_time(text) IS 'time by RFC 3339; NULL for any other text';
+
+CREATE FUNCTION turn_of(op op) RETURNS SETOF turn
+  LANGUAGE sql IMMUTABLE PARALLEL SAFE
+  BEGIN ATOMIC
+    SELECT op.scope, coord.op_key(op.surface, op.payload), op.hlc, op.op_id, op.origin,
+           CASE r.role WHEN 'tool_result' THEN 'tool' ELSE r.role END,
+           coalesce(op.payload ->> 'content', op.payload ->> 'text'),
+           nullif(op.payload -> 'tool_calls', 'null'),
+           op.payload ->> 'tool_use_id',
+           coalesce(coord.turn_time(op.payload ->> 'at'), coord.hlc_time(op.hlc))
+      FROM (SELECT coalesce(op.payload ->> 'role', op.payload ->> 'speaker') AS role) r
+     WHERE op.surface = 'conversation';
+  END;
+COMMENT ON FUNCTION turn_of(op) IS 'the turn that an operation is; also one that says speaker and text';
+
+CREATE FUNCTION observation_of(op op) RETURNS SETOF observation
+  LANGUAGE sql IMMUTABLE PARALLEL SAFE
+  BEGIN ATOMIC
+    SELECT op.scope, op.hlc, op.op_id, op.origin, op.payload WHERE op.surface = 'routing';
+  END;
+COMMENT ON FUNCTION observation_of(op) IS 'the observation that an operation is';
+
+CREATE FUNCTION record_of(op op) RETURNS SETOF coord.record
+  LANGUAGE sql IMMUTABLE PARALLEL SAFE
+  BEGIN ATOMIC
+    SELECT op.scope, op.surface, coord.op_key(op.surface, op.payload), op.payload, op.hlc, op.op_id, op.origin
+     WHERE op.surface NOT IN ('conversation', 'routing', 'intent');
+  END;
+COMMENT ON FUNCTION record_of(op) IS 'what an operation says of a record';
+
+CREATE FUNCTION record_rank(surface text, hlc hlc, op_id text) RETURNS bytea
+  LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'record_rank_wrapper';
+COMMENT ON FUNCTION record_rank(text, hlc, text) IS 'of several operations of one key the lowest stays: the last of declagent and registry, the first of all else';
+
+-- Folding.
+
+CREATE FUNCTION op_fold(ops op[]) RETURNS void
+  LANGUAGE plpgsql VOLATILE STRICT
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+DECLARE
+  surfaces text[] := ARRAY(SELECT DISTINCT o.surface FROM unnest(ops) o);
+BEGIN
+  IF 'conversation' = ANY (surfaces) THEN
+    INSERT INTO coord.turn SELECT t.* FROM unnest(ops) o CROSS JOIN LATERAL coord.turn_of(o) t;
+    INSERT INTO coord.conversation (scope, conversation_id)
+    SELECT DISTINCT o.scope, coord.op_key(o.surface, o.payload)
+      FROM unnest(ops) o
+     WHERE o.surface = 'conversation'
+       AND NOT EXISTS (SELECT FROM coord.conversation c
+                        WHERE (c.scope, c.conversation_id) = (o.scope, coord.op_key(o.surface, o.payload)));
+  END IF;
+  IF 'routing' = ANY (surfaces) THEN
+    INSERT INTO coord.observation SELECT b.* FROM unnest(ops) o CROSS JOIN LATERAL coord.observation_of(o) b;
+  END IF;
+  IF NOT surfaces <@ '{conversation,routing,intent}' THEN
+    -- In the order of keys: whoever folds several takes row locks in that order.
+    INSERT INTO coord.record AS r
+    SELECT DISTINCT ON (f.scope, f.surface, f.key) f.*
+      FROM unnest(ops) o CROSS JOIN LATERAL coord.record_of(o) f
+     ORDER BY f.scope, f.surface, f.key, coord.record_rank(f.surface, f.hlc, f.op_id)
+    ON CONFLICT ON CONSTRAINT record_pkey DO UPDATE
+       SET payload = excluded.payload, hlc = excluded.hlc, op_id = excluded.op_id, origin = excluded.origin
+     WHERE coord.record_rank(excluded.surface, excluded.hlc, excluded.op_id) < coord.record_rank(r.surface, r.hlc, r.op_id);
+  END IF;
+END
+$$;
+COMMENT ON FUNCTION op_fold(op[]) IS 'brings the folded state to what it is with these operations';
+
+CREATE FUNCTION op_fold() RETURNS trigger
+  LANGUAGE plpgsql
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+BEGIN
+  PERFORM coord.op_fold(ARRAY[NEW::coord.op]);
+  RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION op_fold() IS 'folds an operation that has come into the log';
+CREATE TRIGGER op_fold AFTER INSERT ON op
+  FOR EACH ROW WHEN (coord.op_is_single()) EXECUTE FUNCTION op_fold();
+ALTER TABLE op ENABLE ALWAYS TRIGGER op_fold;
+COMMENT ON TRIGGER op_fold ON op IS 'also for rows that replication applies';
+
+-- The digest of the folded state, kept in parts that nobody waits for.
+
+CREATE TABLE fold_digest (
+  sum bytea NOT NULL
+);
+COMMENT ON TABLE fold_digest IS 'changes of the digest of the folded state; it is their sum modulo 2^256';
+
+CREATE FUNCTION fold_row_digest("table" text, op_id text) RETURNS bytea
+  LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'fold_row_digest_wrapper';
+COMMENT ON FUNCTION fold_row_digest(text, text) IS 'digest of a row of the fold';
+
+CREATE FUNCTION fold_digest() RETURNS trigger
+  LANGUAGE c AS 'MODULE_PATHNAME', 'fold_digest_wrapper';
+COMMENT ON FUNCTION fold_digest() IS 'adds what a statement has changed to coord.fold_digest';
+
+DO $$
+DECLARE
+  folded text;
+BEGIN
+  FOREACH folded IN ARRAY ARRAY['turn', 'observation', 'record'] LOOP
+    EXECUTE format('CREATE TRIGGER fold_digest_begin BEFORE INSERT OR UPDATE OR DELETE ON coord.%I '
+                   'FOR EACH STATEMENT EXECUTE FUNCTION coord.fold_digest()', folded);
+    EXECUTE format('CREATE TRIGGER fold_digest_row AFTER INSERT OR UPDATE OR DELETE ON coord.%I '
+                   'FOR EACH ROW EXECUTE FUNCTION coord.fold_digest()', folded);
+    EXECUTE format('CREATE TRIGGER fold_digest_end AFTER INSERT OR UPDATE OR DELETE ON coord.%I '
+                   'FOR EACH STATEMENT EXECUTE FUNCTION coord.fold_digest()', folded);
+    EXECUTE format('ALTER TABLE coord.%I ENABLE ALWAYS TRIGGER fold_digest_begin, '
+                   'ENABLE ALWAYS TRIGGER fold_digest_row, ENABLE ALWAYS TRIGGER fold_digest_end', folded);
+    EXECUTE format('COMMENT ON TRIGGER fold_digest_begin ON coord.%I IS ''begins the sum''', folded);
+    EXECUTE format('COMMENT ON TRIGGER fold_digest_row ON coord.%I IS ''adds a row''', folded);
+    EXECUTE format('COMMENT ON TRIGGER fold_digest_end ON coord.%I IS ''keeps the sum''', folded);
+  END LOOP;
+END
+$$;
+
+CREATE FUNCTION state_hash() RETURNS text
+  LANGUAGE sql STABLE
+  SET search_path = pg_catalog, coord, pg_temp
+  RETURN encode(coalesce((SELECT coord.digest_sum(d.sum) FROM coord.fold_digest d), decode(repeat('00', 32), 'hex')), 'hex');
+COMMENT ON FUNCTION state_hash() IS 'digest of the folded state: equal on nodes that hold the same operations';
+
+CREATE FUNCTION fold_digest_compact(at_least bigint DEFAULT 2) RETURNS bigint
+  LANGUAGE sql VOLATILE STRICT
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+  WITH parts AS (
+    DELETE FROM coord.fold_digest
+     WHERE (SELECT count(*) FROM (SELECT FROM coord.fold_digest LIMIT at_least) p) = at_least
+    RETURNING sum
+  ), compacted AS (
+    INSERT INTO coord.fold_digest SELECT coord.digest_sum(p.sum) FROM parts p HAVING count(*) > 0
+  )
+  SELECT count(*) FROM parts
+$$;
+COMMENT ON FUNCTION fold_digest_compact(bigint) IS 'replaces so many parts of the digest, or more, by their sum; returns how many there were';
+
+-- What the log says that the fold should be.
+
+CREATE VIEW turn_by_log AS
+  SELECT t.* FROM coord.op o CROSS JOIN LATERAL coord.turn_of(o) t;
+COMMENT ON VIEW turn_by_log IS 'coord.turn, folded anew';
+
+CREATE VIEW observation_by_log AS
+  SELECT b.* FROM coord.op o CROSS JOIN LATERAL coord.observation_of(o) b;
+COMMENT ON VIEW observation_by_log IS 'coord.observation, folded anew';
+
+CREATE VIEW record_by_log AS
+  SELECT DISTINCT ON (f.scope, f.surface, f.key) f.*
+    FROM coord.op o CROSS JOIN LATERAL coord.record_of(o) f
+   ORDER BY f.scope, f.surface, f.key, coord.record_rank(f.surface, f.hlc, f.op_id);
+COMMENT ON VIEW record_by_log IS 'coord.record, folded anew';
+
+-- Each statement compares with one snapshot, in which the log and the fold agree: whoever appends changes both
+-- in one transaction.
+CREATE FUNCTION op_refold() RETURNS bigint
+  LANGUAGE plpgsql VOLATILE
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+DECLARE
+  differing bigint := 0;
+  part bigint;
+BEGIN
+  WITH wrong AS MATERIALIZED (
+    SELECT conversation_id, hlc, op_id, l AS due
+      FROM coord.turn t FULL JOIN coord.turn_by_log l USING (conversation_id, hlc, op_id)
+     WHERE ROW(t.*) IS DISTINCT FROM ROW(l.*)
+  ), removed AS (
+    DELETE FROM coord.turn t USING wrong w WHERE (t.conversation_id, t.hlc, t.op_id) = (w.conversation_id, w.hlc, w.op_id)
+    RETURNING 1
+  ), put AS (
+    INSERT INTO coord.turn SELECT (w.due).* FROM wrong w, (SELECT count(*) FROM removed) r WHERE (w.due).op_id IS NOT NULL
+  )
+  SELECT count(*) INTO part FROM wrong;
+  differing := differing + part;
+  INSERT INTO coord.conversation (scope, conversation_id)
+  SELECT DISTINCT t.scope, t.conversation_id FROM coord.turn t
+   WHERE NOT EXISTS (SELECT FROM coord.conversation c WHERE (c.scope, c.conversation_id) = (t.scope, t.conversation_id));
+
+  WITH wrong AS MATERIALIZED (
+    SELECT scope, hlc, op_id, l AS due
+      FROM coord.observation b FULL JOIN coord.observation_by_log l USING (scope, hlc, op_id)
+     WHERE ROW(b.*) IS DISTINCT FROM ROW(l.*)
+  ), removed AS (
+    DELETE FROM coord.observation b USING wrong w WHERE (b.scope, b.hlc, b.op_id) = (w.scope, w.hlc, w.op_id)
+    RETURNING 1
+  ), put AS (
+    INSERT INTO coord.observation SELECT (w.due).* FROM wrong w, (SELECT count(*) FROM removed) r WHERE (w.due).op_id IS NOT NULL
+  )
+  SELECT count(*) INTO part FROM wrong;
+  differing := differing + part;
+
+  WITH wrong AS MATERIALIZED (
+    SELECT scope, surface, key, l AS due
+      FROM coord.record c FULL JOIN coord.record_by_log l USING (scope, surface, key)
+     WHERE ROW(c.*) IS DISTINCT FROM ROW(l.*)
+  ), removed AS (
+    DELETE FROM coord.record c USING wrong w WHERE (c.scope, c.surface, c.key) = (w.scope, w.surface, w.key)
+    RETURNING 1
+  ), put AS (
+    INSERT INTO coord.record SELECT (w.due).* FROM wrong w, (SELECT count(*) FROM removed) r WHERE (w.due).op_id IS NOT NULL
+  )
+  SELECT count(*) INTO part FROM wrong;
+  RETURN differing + part;
+END
+$$;
+COMMENT ON FUNCTION op_refold() IS 'folds the whole log again, and puts right what differs; returns how many rows that were';
+
+REVOKE ALL ON FUNCTION turn_time(text), turn_of(op), observation_of(op), record_of(op), record_rank(text, hlc, text),
+  op_fold(op[]), op_fold(), fold_row_digest(text, text), fold_digest(), state_hash(), fold_digest_compact(bigint),
+  op_refold() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION state_hash() TO coord_agent, coord_monitor;
+GRANT SELECT ON turn, conversation, observation, record, fold_digest TO coord_agent, coord_monitor;
+
+CREATE FUNCTION turn_role(role text) RETURNS text
+  LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'turn_role_wrapper';
+COMMENT ON FUNCTION turn_role(text) IS 'the role as it is kept; 22023 for one that no turn has';
+
+CREATE FUNCTION turn_check(conversation_id text, tool_calls text) RETURNS boolean
+  LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'turn_check_wrapper';
+COMMENT ON FUNCTION turn_check(text, text) IS 'true, or an error for what no turn says';
+
+CREATE FUNCTION turn_payload(conversation_id text, role text, content text, tool_calls jsonb, tool_use_id text, at timestamptz)
+  RETURNS jsonb
+  LANGUAGE sql STABLE PARALLEL SAFE
+  SET search_path = pg_catalog, coord, pg_temp
+  RETURN CASE WHEN coord.turn_check(coalesce(conversation_id, ''), coalesce(tool_calls, '[]')::text) THEN
+    jsonb_build_object('conversation_id', conversation_id, 'role', coord.turn_role(coalesce(role, '')), 'content', coalesce(content, ''),
+                       'at', to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))
+    || CASE WHEN tool_calls <> '[]' THEN jsonb_build_object('tool_calls', tool_calls) ELSE '{}' END
+    || CASE WHEN tool_use_id IS NOT NULL THEN jsonb_build_object('tool_use_id', tool_use_id) ELSE '{}' END END;
+COMMENT ON FUNCTION turn_payload(text, text, text, jsonb, text, timestamptz) IS 'payload of the operation that a turn is';
+
+CREATE FUNCTION record_turn(scope text, conversation_id text, role text, content text, tool_calls jsonb DEFAULT NULL,
+                            tool_use_id text DEFAULT NULL, at timestamptz DEFAULT now()) RETURNS jsonb
+  LANGUAGE sql VOLATILE
+  SET search_path = pg_catalog, coord, pg_temp
+  RETURN coord.op_append(scope, 'conversation', coord.turn_payload(conversation_id, role, content, tool_calls, tool_use_id, at));
+COMMENT ON FUNCTION record_turn(text, text, text, text, jsonb, text, timestamptz) IS 'appends a turn to a conversation; returns what op_append does';
+
+CREATE FUNCTION transcript_position(after jsonb) RETURNS hlc
+  LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+  RETURN CASE jsonb_typeof(after -> 'hlc')
+           WHEN 'object' THEN coord.hlc(to_timestamp((after #>> '{hlc,wall_ms}')::bigint / 1000.0), (after #>> '{hlc,counter}')::integer)
+           ELSE (after ->> 'hlc')::coord.hlc END;
+COMMENT ON FUNCTION transcript_position(jsonb) IS 'stamp of a row that was seen, as a column or as op_append returns it';
+
+CREATE FUNCTION transcript(conversation_id text, after jsonb DEFAULT NULL, max integer DEFAULT NULL) RETURNS SETOF turn
+  LANGUAGE sql STABLE PARALLEL SAFE
+  BEGIN ATOMIC
+    SELECT t.* FROM coord.turn t
+     WHERE t.conversation_id = transcript.conversation_id
+       AND (t.hlc, t.op_id) > (coalesce(coord.transcript_position(after), coord.hlc('1970-01-01 00:00+00'::timestamptz, 0)), coalesce(after ->> 'op_id', ''))
+     ORDER BY t.hlc, t.op_id
+     LIMIT max;
+  END;
+COMMENT ON FUNCTION transcript(text, jsonb, integer) IS 'turns of a conversation in order, from the one after the row {"hlc": …, "op_id": …} on';
+
+CREATE FUNCTION turns_resume(turns text) RETURNS text
+  LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'turns_resume_wrapper';
+COMMENT ON FUNCTION turns_resume(text) IS 'a JSON array of turns as one of messages that a model can be given';
+
+CREATE FUNCTION resume(conversation_id text) RETURNS jsonb
+  LANGUAGE sql STABLE PARALLEL SAFE
+  BEGIN ATOMIC
+    SELECT coord.turns_resume(coalesce(json_agg(json_build_object(
+             'role', t.role, 'content', t.content, 'tool_calls', t.tool_calls, 'tool_use_id', t.tool_use_id)
+             ORDER BY t.hlc, t.op_id), '[]')::text)::jsonb
+      FROM coord.turn t
+     WHERE t.conversation_id = resume.conversation_id;
+  END;
+COMMENT ON FUNCTION resume(text) IS 'a conversation as a model can be given it: roles alternate, every call has its result';
+
+CREATE FUNCTION conversations(scope text) RETURNS TABLE (conversation_id text, first_at timestamptz, last_at timestamptz)
+  LANGUAGE sql STABLE PARALLEL SAFE
+  BEGIN ATOMIC
+    SELECT c.conversation_id, f.at, l.at
+      FROM (SELECT DISTINCT k.conversation_id FROM coord.conversation k WHERE k.scope = conversations.scope) c
+     CROSS JOIN LATERAL (SELECT t.at FROM coord.turn t
+                          WHERE t.conversation_id = c.conversation_id AND t.scope = conversations.scope
+                          ORDER BY t.hlc, t.op_id LIMIT 1) f
+     CROSS JOIN LATERAL (SELECT t.hlc, t.at FROM coord.turn t
+                          WHERE t.conversation_id = c.conversation_id AND t.scope = conversations.scope
+                          ORDER BY t.hlc DESC, t.op_id DESC LIMIT 1) l
+     ORDER BY l.hlc DESC, c.conversation_id;
+  END;
+COMMENT ON FUNCTION conversations(text) IS 'conversations of a scope, the latest first';
+
+REVOKE ALL ON FUNCTION turn_role(text), turn_check(text, text), turn_payload(text, text, text, jsonb, text, timestamptz),
+  record_turn(text, text, text, text, jsonb, text, timestamptz), transcript_position(jsonb),
+  transcript(text, jsonb, integer), turns_resume(text), resume(text), conversations(text) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION turn_role(text), turn_check(text, text), turn_payload(text, text, text, jsonb, text, timestamptz),
+  record_turn(text, text, text, text, jsonb, text, timestamptz), transcript_position(jsonb),
+  transcript(text, jsonb, integer), turns_resume(text), resume(text), conversations(text) TO coord_agent;
 
 CREATE OR REPLACE VIEW metrics AS
   SELECT 'coord_healthy' AS name, '{}'::jsonb AS labels, h.ok::int::double precision AS value FROM coord.health() h

@@ -362,6 +362,17 @@ pub fn change_after_answer() -> Error {
     )
 }
 
+/// An operation without one of its parts.
+pub fn op_incomplete(part: &str) -> Error {
+    bad_argument("an operation is incomplete", format!("It has no {part}."))
+}
+
+/// A change of what other nodes have been told.
+pub fn op_immutable() -> Error {
+    Error::new(SqlState::NotReady, "operations in the log do not change")
+        .hint("Append another one.")
+}
+
 /// A name of a state that is empty or too long.
 pub fn state_name_invalid(detail: impl Into<String>) -> Error {
     bad_argument("invalid name of a state", detail)

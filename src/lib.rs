@@ -5,17 +5,22 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use pgrx::prelude::*;
 
 pub mod clock;
+pub mod conversation;
 pub mod crdt;
 pub mod error;
+pub mod fold;
 pub mod gossip;
 pub mod guc;
 mod heap;
 pub mod intent;
 pub mod json;
 pub mod lease;
+mod lock;
 pub mod node;
+pub mod oplog;
 mod process;
 mod spi;
+mod trigger;
 mod varlena;
 
 ::pgrx::pg_module_magic!(name, version);
@@ -38,7 +43,18 @@ extension_sql_file!(
 );
 extension_sql_file!("../sql/intent.sql", name = "intent", requires = ["lease"]);
 extension_sql_file!("../sql/report.sql", name = "report", requires = ["intent"]);
-extension_sql_file!("../sql/health.sql", name = "health", requires = ["report"]);
+extension_sql_file!("../sql/oplog.sql", name = "oplog", requires = ["report"]);
+extension_sql_file!("../sql/fold.sql", name = "fold", requires = ["oplog"]);
+extension_sql_file!(
+    "../sql/conversation.sql",
+    name = "conversation",
+    requires = ["fold"]
+);
+extension_sql_file!(
+    "../sql/health.sql",
+    name = "health",
+    requires = ["conversation"]
+);
 
 static PRELOADED: AtomicBool = AtomicBool::new(false);
 

@@ -13,6 +13,8 @@ use std::marker::PhantomData;
 
 use pgrx::{FromDatum, IntoDatum, pg_sys};
 
+use crate::varlena::{Flat, FlatResult};
+
 /// An argument of a statement.
 #[derive(Clone, Copy)]
 pub enum Value<'a> {
@@ -25,6 +27,7 @@ pub enum Value<'a> {
     Texts(&'a [&'a str]),
     ByteStrings(&'a [&'a [u8]]),
     Ints(&'a [i64]),
+    Json(Flat<'a>),
 }
 
 impl Value<'_> {
@@ -38,6 +41,7 @@ impl Value<'_> {
             Self::Texts(_) => pg_sys::TEXTARRAYOID,
             Self::ByteStrings(_) => pg_sys::BYTEAARRAYOID,
             Self::Ints(_) => pg_sys::INT8ARRAYOID,
+            Self::Json(_) => pg_sys::JSONBOID,
         }
     }
 
@@ -51,6 +55,7 @@ impl Value<'_> {
             Self::Texts(texts) => texts.to_vec().into_datum(),
             Self::ByteStrings(strings) => strings.to_vec().into_datum(),
             Self::Ints(numbers) => numbers.to_vec().into_datum(),
+            Self::Json(json) => Some(json.datum()),
         }
     }
 }
@@ -174,23 +179,37 @@ impl Rows {
     /// A column (from 0) of a row (from 0), `None` when it is null. Raises an error when the
     /// value is of another type than asked for.
     pub fn get<T: FromDatum + IntoDatum>(&self, row: usize, column: i32) -> Option<T> {
+        let (datum, is_null, found) = self.datum(row, column);
+        assert!(
+            T::is_compatible_with(found),
+            "column {column} is of another type"
+        );
+        // SAFETY: the type is compared above.
+        unsafe { T::from_datum(datum, is_null) }
+    }
+
+    /// A column of a row as the result of the function that SPI was connected in; its type is one of those
+    /// that vary in length.
+    pub fn flat(&self, row: usize, column: i32) -> FlatResult {
+        let (datum, is_null, _) = self.datum(row, column);
+        assert!(!is_null, "column {column} is null");
+        // SAFETY: copied to where the function's caller finds it.
+        unsafe { FlatResult::from_datum(pg_sys::SPI_datumTransfer(datum, false, -1)) }
+    }
+
+    fn datum(&self, row: usize, column: i32) -> (pg_sys::Datum, bool, pg_sys::Oid) {
         assert!(
             row < self.count && !self.table.is_null(),
             "row {row} does not exist"
         );
-        // SAFETY: the row exists; `SPI_getbinval` checks the column number; the type is compared
-        // before the datum is read.
+        // SAFETY: the row exists; `SPI_getbinval` checks the column number.
         unsafe {
             let table = &*self.table;
             let found = pg_sys::SPI_gettypeid(table.tupdesc, column + 1);
-            assert!(
-                T::is_compatible_with(found),
-                "column {column} is of another type"
-            );
             let mut is_null = false;
             let tuple = *table.vals.add(row);
             let datum = pg_sys::SPI_getbinval(tuple, table.tupdesc, column + 1, &raw mut is_null);
-            T::from_datum(datum, is_null)
+            (datum, is_null, found)
         }
     }
 }

@@ -101,6 +101,11 @@ impl<'a> Flat<'a> {
         self.bytes
     }
 
+    /// The argument itself, to be handed on.
+    pub fn datum(&self) -> pg_sys::Datum {
+        self.datum
+    }
+
     /// The argument itself as a result. An aggregate whose state already covers its input hands
     /// the state back by pointer, which saves the executor a copy per row.
     pub fn unchanged(&self) -> FlatResult {
@@ -182,6 +187,14 @@ impl AsMut<[u8]> for Allocated {
 
 /// A result of one of the flat types: a datum of the caller's context, or an argument of the call.
 pub struct FlatResult(pg_sys::Datum);
+
+impl FlatResult {
+    /// # Safety
+    /// The datum is one of the declared result type, and lies in the memory of the caller.
+    pub unsafe fn from_datum(datum: pg_sys::Datum) -> Self {
+        Self(datum)
+    }
+}
 
 impl From<Allocated> for FlatResult {
     fn from(value: Allocated) -> Self {

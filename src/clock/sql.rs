@@ -239,6 +239,12 @@ fn hlc_refused() -> SqlResult<i64> {
 }
 
 #[pg_extern(sql = false)]
+fn hlc_milliseconds(stamp: i64) -> i64 {
+    // 48 bits always fit.
+    hlc::milliseconds(stamp.cast_unsigned()).cast_signed()
+}
+
+#[pg_extern(sql = false)]
 fn hlc_counter(stamp: i64) -> i32 {
     // 16 bits always fit.
     hlc::counter(stamp.cast_unsigned()) as i32
@@ -251,8 +257,14 @@ const EPOCH_DIFFERENCE: i64 = 946_684_800_000_000;
 fn hlc_time(stamp: i64) -> SqlResult<TimestampWithTimeZone> {
     // 48 bits of milliseconds end in the year 10889, far inside the range of timestamptz.
     let microseconds = hlc::milliseconds(stamp.cast_unsigned()).cast_signed() * 1_000;
-    TimestampWithTimeZone::try_from(microseconds - EPOCH_DIFFERENCE)
-        .map_err(|_| bad_argument("hlc out of range", "The time does not fit timestamptz.").into())
+    timestamp_since_1970(microseconds).ok_or_else(|| {
+        bad_argument("hlc out of range", "The time does not fit timestamptz.").into()
+    })
+}
+
+/// A time in microseconds since 1970. None when it does not fit.
+pub fn timestamp_since_1970(microseconds: i64) -> Option<TimestampWithTimeZone> {
+    TimestampWithTimeZone::try_from(microseconds.checked_sub(EPOCH_DIFFERENCE)?).ok()
 }
 
 #[pg_extern(sql = false)]

@@ -20,14 +20,17 @@ use super::replica::{Database, Standpoint};
 use super::reporter::Reporter;
 use super::statistics;
 use super::transport::{Outcome, Request, Transport};
-use crate::guc;
 use crate::lease::writeback::{self, Keeper};
 use crate::node::detector::Liveness;
 use crate::node::incarnation::{Resolution, Testimony};
 use crate::spi::{Session, Value};
+use crate::{guc, heap};
 
 /// How long DROP EXTENSION or a removed peer can go unnoticed, however long the interval.
 const LONGEST_UNAWARE: Duration = Duration::from_secs(5);
+
+/// Parts of the digest of the folded state that readers add up: some tenths of a millisecond.
+const MOST_DIGEST_PARTS: i64 = 1_000;
 
 /// How long a node that does not know its life waits before it asks again.
 const LONGEST_UNASKED: Duration = Duration::from_secs(1);
@@ -193,6 +196,17 @@ fn set_session_defaults() {
     }
 }
 
+/// An extension of an earlier version has no operation log.
+fn compact_digest(spi: &Session) -> crate::error::Result<()> {
+    if heap::is_there(c"fold_digest") {
+        spi.write(
+            c"SELECT coord.fold_digest_compact($1)",
+            &[Value::Int(MOST_DIGEST_PARTS)],
+        );
+    }
+    Ok(())
+}
+
 fn report_activity(what: Option<&str>) {
     let text = what.and_then(|what| std::ffi::CString::new(what).ok());
     // SAFETY: the text is copied.
@@ -314,6 +328,9 @@ impl Worker {
         self.refresh_peers();
         let retried =
             transaction(|spi| Database::open(spi, Standpoint::BeforeCommit)?.retry_waiting());
+        if let Err(reason) = transaction(compact_digest) {
+            pgrx::log!("pg_test: could not compact the digest of the folded state: {reason}");
+        }
         if self.is_needed() {
             if let Err(reason) = retried {
                 pgrx::log!("pg_test: could not merge what waited: {reason}");

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::error::{Result, bad_argument};
-use crate::lease::grant::{Lease, Standing, check_name};
+use crate::lease::grant::{Lease, Standing};
 use crate::lease::report::Reported;
 
 /// What a run has come to. A later one counts for more.
@@ -26,21 +26,6 @@ impl Status {
             )),
         }
     }
-}
-
-/// `personal`, or `shared:` and the name of an organisation.
-pub fn check_scope(scope: &str) -> Result<()> {
-    check_name("a scope", scope)?;
-    let is_shared = scope
-        .strip_prefix("shared:")
-        .is_some_and(|organisation| !organisation.is_empty());
-    if is_shared || scope == "personal" {
-        return Ok(());
-    }
-    Err(bad_argument(
-        "invalid scope",
-        format!("The scope \"{scope}\" is neither personal nor shared:<org>."),
-    ))
 }
 
 /// An epoch that no grant of the agent's lease can have had.
@@ -228,11 +213,6 @@ mod tests {
 
     #[test]
     fn arguments() {
-        assert!(check_scope("personal").is_ok());
-        assert!(check_scope("shared:acme").is_ok());
-        assert!(check_scope("shared:").is_err());
-        assert!(check_scope("").is_err());
-        assert!(check_scope(&format!("shared:{}", "x".repeat(249))).is_err());
         assert!(check_issued("a", 0, 3).is_err());
         assert!(check_issued("a", 3, 3).is_ok());
         assert!(check_issued("a", 4, 3).is_err());

@@ -2,10 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::dispatch::check_scope;
 use crate::error::{Result, malformed_binary};
 use crate::lease::grant::check_name;
 use crate::node::identity;
+use crate::oplog::op::check_scope;
 
 /// A run that one node has recorded as committed. It is said once and never changes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -9,6 +9,7 @@ use super::dispatch::{self, Status};
 use crate::heap::{Access, Key, Latest, Table};
 use crate::lease::grant::check_name;
 use crate::lease::store::{self, Leases};
+use crate::oplog::op;
 use crate::varlena::SqlResult;
 
 /// Columns of `coord.intent`, from 0.
@@ -44,7 +45,7 @@ fn intent_check(
     check_name("an agent", agent)?;
     check_name("a run", run_id)?;
     check_name("a holder", holder)?;
-    dispatch::check_scope(scope)?;
+    op::check_scope(scope)?;
     Status::parse(status)?;
     let lease = Leases::open(Access::Read).find(agent);
     let here = lease.map_or(0, |found| found.lease.epoch);

@@ -11,13 +11,13 @@ use pgrx::pg_sys;
 
 use super::grant::{self, Decision, Lease, Request};
 use super::history::{self, Event};
-use super::lock::{Lock, Mode};
 use super::memory::{self, Known};
 use super::report::Elsewhere;
 use super::store::{self, Leases, StoredLease};
 use super::transaction::{self, Effect};
 use crate::error::{self, Error, Result};
 use crate::heap::{Access, Latest};
+use crate::lock::{Lock, Mode};
 use crate::process;
 use crate::spi::{self, Value};
 

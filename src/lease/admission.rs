@@ -5,11 +5,11 @@
 //! back. Only the expiry is looked at again with every write.
 
 use super::grant::{self, Stale};
-use super::lock::{self, Lock, Mode};
 use super::store::{self, Leases, StoredLease};
 use super::transaction;
 use crate::error::{self, Error, Result};
 use crate::heap::Access;
+use crate::lock::{self, Lock, Mode};
 
 /// Passes while the epoch is current and not expired, and keeps others from being granted the lease
 /// until the transaction ends. 23514 otherwise.

@@ -7,7 +7,6 @@ mod clock;
 mod entry;
 pub mod grant;
 mod history;
-mod lock;
 pub mod memory;
 #[cfg(test)]
 mod model;

@@ -5,16 +5,16 @@
 //! whose rows name their resource is checked after each row, when no trigger can change it any more.
 
 use std::borrow::Cow;
-use std::ffi::CStr;
 use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 
 use pgrx::prelude::*;
-use pgrx::{FromDatum, PGRXSharedMemory, PgAtomic, pg_shmem_init, pg_sys};
+use pgrx::{PGRXSharedMemory, PgAtomic, pg_shmem_init, pg_sys};
 
 use super::{admission, transaction};
 use crate::error::{self, Result};
 use crate::is_preloaded;
 use crate::process::own_database;
+use crate::trigger::{Firing, Operation};
 use crate::varlena::raise;
 
 /// What a table is protected by: arguments of its triggers. Empty stands for none.
@@ -47,15 +47,14 @@ impl<'a> Protection<'a> {
 pub unsafe extern "C-unwind" fn fence_guard_wrapper(
     fcinfo: pg_sys::FunctionCallInfo,
 ) -> pg_sys::Datum {
-    // SAFETY: PostgreSQL calls a trigger function with its data as context, and no other function can
-    // be declared to return a trigger.
-    let data = unsafe { &*(*fcinfo).context.cast::<pg_sys::TriggerData>() };
-    let write = Write { data };
+    // SAFETY: as the caller promises.
+    let firing = unsafe { Firing::new(fcinfo) };
+    let write = Write { firing };
     if let Err(refusal) = write.check() {
-        count_refusal(write.table_oid());
+        count_refusal(write.firing.table_oid());
         raise(refusal);
     }
-    write.unchanged()
+    write.firing.unchanged()
 }
 
 #[unsafe(no_mangle)]
@@ -64,65 +63,17 @@ pub extern "C" fn pg_finfo_fence_guard_wrapper() -> &'static pg_sys::Pg_finfo_re
     &RECORD
 }
 
-/// One firing of a trigger.
+/// A write to a protected table, as its trigger is told of it.
 struct Write<'a> {
-    data: &'a pg_sys::TriggerData,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Operation {
-    Insert,
-    Delete,
-    Update,
-    Truncate,
+    firing: Firing<'a>,
 }
 
 impl Write<'_> {
-    fn operation(&self) -> Operation {
-        match self.data.tg_event & pg_sys::TRIGGER_EVENT_OPMASK {
-            pg_sys::TRIGGER_EVENT_INSERT => Operation::Insert,
-            pg_sys::TRIGGER_EVENT_DELETE => Operation::Delete,
-            pg_sys::TRIGGER_EVENT_UPDATE => Operation::Update,
-            _ => Operation::Truncate,
-        }
-    }
-
-    fn is_for_row(&self) -> bool {
-        self.data.tg_event & pg_sys::TRIGGER_EVENT_ROW != 0
-    }
-
-    fn table_oid(&self) -> u32 {
-        // SAFETY: the relation is open while its trigger runs.
-        unsafe { (*self.data.tg_relation).rd_id }.to_u32()
-    }
-
-    fn table_name(&self) -> String {
-        // SAFETY: as above; a relation's name ends with a zero byte.
-        unsafe {
-            let name = &raw const (*(*self.data.tg_relation).rd_rel).relname.data;
-            CStr::from_ptr(name.cast()).to_string_lossy().into_owned()
-        }
-    }
-
-    fn argument(&self, number: usize) -> &str {
-        // SAFETY: the trigger has three arguments, as coord.protect_table gave it and the check of the
-        // count ensures; each is a C string in the encoding of the database, which is UTF-8.
-        unsafe {
-            let trigger = &*self.data.tg_trigger;
-            if usize::try_from(trigger.tgnargs).is_ok_and(|count| number < count) {
-                let text = CStr::from_ptr(*trigger.tgargs.add(number));
-                text.to_str().unwrap_or_default()
-            } else {
-                ""
-            }
-        }
-    }
-
     fn protection(&self) -> Protection<'_> {
         Protection {
-            resource: self.argument(0),
-            resource_column: self.argument(1),
-            epoch_column: self.argument(2),
+            resource: self.firing.argument(0),
+            resource_column: self.firing.argument(1),
+            epoch_column: self.firing.argument(2),
         }
     }
 
@@ -130,20 +81,22 @@ impl Write<'_> {
     fn check(&self) -> Result<()> {
         let protection = self.protection();
         let is_by_column = protection.resource.is_empty();
-        match self.operation() {
-            Operation::Truncate if is_by_column => Err(error::fence_truncate(&self.table_name())),
+        match self.firing.operation() {
+            Operation::Truncate if is_by_column => {
+                Err(error::fence_truncate(&self.firing.table_name()))
+            }
             // The rows bring their tokens.
             Operation::Insert | Operation::Update
-                if !self.is_for_row() && !protection.epoch_column.is_empty() =>
+                if !self.firing.is_for_row() && !protection.epoch_column.is_empty() =>
             {
                 Ok(())
             }
             Operation::Truncate => self.check_under(protection.resource, None),
-            _ if !self.is_for_row() => self.check_under(protection.resource, None),
+            _ if !self.firing.is_for_row() => self.check_under(protection.resource, None),
             Operation::Insert => self.check_insert(protection),
             // What is deleted brings no token.
             Operation::Delete => {
-                let resource = self.resource_of(protection, self.data.tg_trigtuple)?;
+                let resource = self.resource_of(protection, self.firing.row())?;
                 self.check_under(&resource, None)
             }
             Operation::Update => self.check_update(protection),
@@ -151,10 +104,10 @@ impl Write<'_> {
     }
 
     fn check_update(&self, protection: Protection) -> Result<()> {
-        let resource = self.resource_of(protection, self.data.tg_newtuple)?;
+        let resource = self.resource_of(protection, self.firing.replacement())?;
         if protection.resource.is_empty() {
             // A row that changes its resource is also written under the one it had.
-            let before = self.resource_of(protection, self.data.tg_trigtuple)?;
+            let before = self.resource_of(protection, self.firing.row())?;
             if before != resource {
                 self.check_under(&before, None)?;
             }
@@ -164,7 +117,7 @@ impl Write<'_> {
     }
 
     fn check_insert(&self, protection: Protection) -> Result<()> {
-        let row = self.data.tg_trigtuple;
+        let row = self.firing.row();
         let token = match protection.epoch_column {
             "" => None,
             name => self.epoch_at(row, self.column_number(name)?),
@@ -179,24 +132,23 @@ impl Write<'_> {
             return Ok(None);
         }
         let number = self.column_number(epoch_column)?;
-        let place = number - pg_sys::FirstLowInvalidHeapAttributeNumber;
-        // SAFETY: the set lives as long as the trigger's data.
-        let is_set = unsafe { pg_sys::bms_is_member(place, self.data.tg_updatedcols) };
-        Ok(is_set
-            .then(|| self.epoch_at(self.data.tg_newtuple, number))
+        Ok(self
+            .firing
+            .is_set(number)
+            .then(|| self.epoch_at(self.firing.replacement(), number))
             .flatten())
     }
 
     fn epoch_at(&self, row: pg_sys::HeapTuple, number: i32) -> Option<i64> {
         // SAFETY: coord.protect_table has seen to it that the column is a bigint.
-        unsafe { self.value(row, number) }
+        unsafe { self.firing.value(row, number) }
     }
 
     /// Checks the token that the row brings, or that of the transaction.
     fn check_under(&self, resource: &str, brought: Option<i64>) -> Result<()> {
         match brought.or_else(|| transaction::token(resource)) {
             Some(epoch) => admission::admit(resource, epoch),
-            None => Err(error::fence_missing(resource, &self.table_name())),
+            None => Err(error::fence_missing(resource, &self.firing.table_name())),
         }
     }
 
@@ -212,50 +164,15 @@ impl Write<'_> {
         let column = protection.resource_column;
         let number = self.column_number(column)?;
         // SAFETY: coord.protect_table has seen to it that the column is text or varchar.
-        unsafe { self.value::<String>(row, number) }
+        unsafe { self.firing.value::<String>(row, number) }
             .map(Cow::Owned)
-            .ok_or_else(|| error::fence_unnamed(&self.table_name(), column))
-    }
-
-    fn columns(&self) -> pg_sys::TupleDesc {
-        // SAFETY: the relation is open while its trigger runs.
-        unsafe { (*self.data.tg_relation).rd_att }
+            .ok_or_else(|| error::fence_unnamed(&self.firing.table_name(), column))
     }
 
     fn column_number(&self, name: &str) -> Result<i32> {
-        let missing = || error::fence_column_missing(&self.table_name(), name);
+        let missing = || error::fence_column_missing(&self.firing.table_name(), name);
         let c_name = std::ffi::CString::new(name).map_err(|_| missing())?;
-        // SAFETY: looks the name up in the columns of the relation.
-        let number = unsafe { pg_sys::SPI_fnumber(self.columns(), c_name.as_ptr()) };
-        if number > 0 {
-            Ok(number)
-        } else {
-            Err(missing())
-        }
-    }
-
-    /// # Safety
-    /// The column is of type `T`.
-    unsafe fn value<T: FromDatum>(&self, row: pg_sys::HeapTuple, number: i32) -> Option<T> {
-        let mut is_null = false;
-        // SAFETY: the row is of the relation and has the column.
-        unsafe {
-            let datum = pg_sys::SPI_getbinval(row, self.columns(), number, &raw mut is_null);
-            T::from_datum(datum, is_null)
-        }
-    }
-
-    /// What lets PostgreSQL go on with the row as it is.
-    fn unchanged(&self) -> pg_sys::Datum {
-        if !self.is_for_row() {
-            return pg_sys::Datum::null();
-        }
-        let row = if self.operation() == Operation::Update {
-            self.data.tg_newtuple
-        } else {
-            self.data.tg_trigtuple
-        };
-        pg_sys::Datum::from(row)
+        self.firing.column_number(&c_name).ok_or_else(missing)
     }
 }
 

@@ -12,7 +12,6 @@ use pgrx::{IntoDatum, JsonB, Uuid, pg_sys};
 
 use super::acquire::{self, Answer, Grant, Wish};
 use super::grant::{self, Request};
-use super::lock::Lock;
 use super::memory::{self, Key};
 use super::protection::{self, Protection};
 use super::store::{self, Leases};
@@ -20,6 +19,7 @@ use super::tenure::{self, Claim};
 use super::{admission, transaction};
 use crate::error::{self, Error, bad_argument};
 use crate::heap::{self, Access, Latest};
+use crate::lock::Lock;
 use crate::varlena::SqlResult;
 
 /// A row of the composite type that a function is declared to return.

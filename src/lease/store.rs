@@ -1,7 +1,5 @@
 //! Rows of `coord.lease`, joined with what shared memory knows of their expiry.
 
-use std::cell::Cell;
-
 use pgrx::prelude::*;
 use pgrx::{IntoDatum, pg_sys};
 
@@ -9,9 +7,9 @@ use super::grant::{Ended, Lease, Predecessor, Run, Stored};
 use super::memory::{self, Key, Known};
 use super::positions;
 use super::report::{Elsewhere, Reported};
-use crate::error::{self, Result};
-use crate::heap::{self, Access, Latest, Position, Row, Table};
-use crate::{guc, is_preloaded, node};
+use crate::error::Result;
+use crate::heap::{self, Access, Latest, Row, Table};
+use crate::{guc, node};
 
 /// The lease clock, which a test may have set ahead or back.
 pub fn now() -> i64 {
@@ -374,36 +372,9 @@ pub fn elsewhere(seen: &Latest, resource: &str) -> Elsewhere {
     Elsewhere::new(reports)
 }
 
-thread_local! {
-    /// Where the row of the node was last seen.
-    static NODE: Cell<Option<Position>> = const { Cell::new(None) };
-}
-
 /// The life of this node, which the epochs of its grants lie in; the first one where the database is
 /// no node. 55000 while the node does not know yet.
 pub fn incarnation(seen: &Latest) -> Result<i64> {
-    let table = Table::open(c"local_node", Access::Read);
-    // There is one row: whichever is seen is the one.
-    let known = NODE.get().and_then(|position| table.at(seen, position));
-    let row = known.or_else(|| table.first(seen));
-    NODE.set(row.as_ref().map(Row::position));
-    row.map_or(Ok(1), |row| confirmed_life(&row))
-}
-
-fn confirmed_life(node: &Row) -> Result<i64> {
-    // SAFETY: the types are those of sql/node.sql.
-    let (incarnation, place, started) = unsafe {
-        (
-            node.get_named::<i64>(c"incarnation"),
-            node.get_named::<&str>(c"place"),
-            node.get_named::<TimestampWithTimeZone>(c"started"),
-        )
-    };
-    let is_confirmed = place
-        .zip(started)
-        .is_some_and(|(place, started)| node::sql::life_is_confirmed(place, started));
-    match incarnation {
-        Some(incarnation) if is_confirmed => Ok(incarnation),
-        _ => Err(error::life_unknown(is_preloaded())),
-    }
+    let life = node::sql::confirmed_life(seen)?;
+    Ok(life.map_or(1, |life| life.incarnation))
 }

@@ -4,12 +4,12 @@ use pgrx::pg_sys;
 
 use super::grant::{self, Ended, Loss};
 use super::history::{self, Event};
-use super::lock::{Lock, Mode};
 use super::memory::{self, Renewal};
 use super::store::{self, Leases, StoredLease};
 use super::transaction::{self, Effect};
 use crate::error::{self, Error, Result};
 use crate::heap::Access;
+use crate::lock::{Lock, Mode};
 
 /// Who says which lease is his.
 #[derive(Clone, Copy, Debug)]

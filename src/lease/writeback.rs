@@ -10,12 +10,12 @@ use serde::Serialize;
 
 use super::grant::{Predecessor, Run};
 use super::history::{self, Line};
-use super::lock::{Lock, Mode};
 use super::memory::{self, Extent, Unwritten};
 use super::store;
 use crate::error::Result;
 use crate::guc;
 use crate::heap;
+use crate::lock::{Lock, Mode};
 use crate::process::force_sync_commit;
 use crate::spi::{Session, Value};
 

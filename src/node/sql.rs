@@ -1,6 +1,6 @@
 //! Binds nodes, members and peers to SQL; the declarations are in `sql/node.sql`.
 
-use std::cell::{OnceCell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::ffi::CString;
 use std::os::unix::fs::MetadataExt;
 
@@ -11,6 +11,7 @@ use super::identity::{self, Hello};
 use super::incarnation::{self, Place};
 use super::peer::{self, PeerOption, PeerOptions};
 use crate::error::{self, Error, bad_argument};
+use crate::heap::{Access, Latest, Position, Row, Table};
 use crate::is_preloaded;
 use crate::spi::{self, Session, Value};
 use crate::varlena::{SqlResult, c_string};
@@ -129,6 +130,47 @@ pub fn life_is_confirmed(confirmed_at: &str, started: TimestampWithTimeZone) -> 
         unsafe { (pg_sys::RecoveryInProgress(), pg_sys::PgStartTime) };
     is_standby
         || (is_here(confirmed_at) && (!is_preloaded() || started.into_inner() == server_started))
+}
+
+/// The life that this node is known to be in.
+pub struct Life {
+    pub incarnation: i64,
+    pub actor: String,
+}
+
+thread_local! {
+    /// Where the row of the node was last seen.
+    static NODE: Cell<Option<Position>> = const { Cell::new(None) };
+}
+
+/// The life of this node, without SQL: every grant and every operation asks. None where the database is no
+/// node; 55000 while the node does not know yet.
+pub fn confirmed_life(seen: &Latest) -> Result<Option<Life>, Error> {
+    let table = Table::open(c"local_node", Access::Read);
+    // There is one row: whichever is seen is the one.
+    let known = NODE.get().and_then(|position| table.at(seen, position));
+    let row = known.or_else(|| table.first(seen));
+    NODE.set(row.as_ref().map(Row::position));
+    row.map(|row| life_of(&row)).transpose()
+}
+
+fn life_of(node: &Row) -> Result<Life, Error> {
+    // SAFETY: the types are those of sql/node.sql.
+    let (incarnation, actor, place, started) = unsafe {
+        (
+            node.get_named::<i64>(c"incarnation"),
+            node.get_named::<String>(c"actor"),
+            node.get_named::<&str>(c"place"),
+            node.get_named::<TimestampWithTimeZone>(c"started"),
+        )
+    };
+    let is_confirmed = place
+        .zip(started)
+        .is_some_and(|(place, started)| life_is_confirmed(place, started));
+    match incarnation.zip(actor) {
+        Some((incarnation, actor)) if is_confirmed => Ok(Life { incarnation, actor }),
+        _ => Err(error::life_unknown(is_preloaded())),
+    }
 }
 
 #[pg_extern(sql = false)]

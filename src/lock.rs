@@ -29,6 +29,7 @@ pub struct Lock {
 const LEASE: u16 = 1;
 const EVERY_LEASE: u16 = 2;
 const QUEUE: u16 = 3;
+const ORIGIN: u16 = 4;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
@@ -42,6 +43,8 @@ pub enum Mode {
     TakeoverOfOne,
     /// Of every lease: writes under any of them are in flight.
     WriterOfAny,
+    /// Of an origin: operations of it are admitted.
+    Admission,
 }
 
 impl Mode {
@@ -51,14 +54,14 @@ impl Mode {
             Self::TakeoverOfOne => pg_sys::RowExclusiveLock,
             Self::Change => pg_sys::ShareUpdateExclusiveLock,
             Self::WriterOfAny => pg_sys::ShareLock,
-            Self::Takeover => pg_sys::AccessExclusiveLock,
+            Self::Takeover | Self::Admission => pg_sys::AccessExclusiveLock,
         };
         level.cast_signed()
     }
 }
 
-fn hash(resource: &str) -> u64 {
-    hash_extended(resource.as_bytes(), 0).cast_unsigned()
+fn hash(name: &str) -> u64 {
+    hash_extended(name.as_bytes(), 0).cast_unsigned()
 }
 
 impl Lock {
@@ -73,6 +76,14 @@ impl Lock {
         Self {
             hash: hash(resource),
             kind: QUEUE,
+        }
+    }
+
+    /// Whoever brings operations of an origin holds it, so that two do not bring the same one at once.
+    pub fn of_origin(origin: &str) -> Self {
+        Self {
+            hash: hash(origin),
+            kind: ORIGIN,
         }
     }
 

@@ -1,0 +1,4 @@
+//! What the operation log folds into, and the digest of it.
+
+pub mod record;
+pub mod sql;

@@ -1,0 +1,92 @@
+//! Binds the fold to SQL; the declarations are in `sql/fold.sql`.
+//!
+//! The digest of the folded state is kept as a sum: every statement that changes a table of the fold adds
+//! one row to `coord.fold_digest`, by what it has put in less what it has taken out. Nobody waits for
+//! anybody there, at no isolation level, and a rollback takes its row along. Readers add the rows up; the
+//! worker replaces many by one.
+
+use std::cell::Cell;
+
+use pgrx::IntoDatum;
+use pgrx::prelude::*;
+
+use super::record;
+use crate::crdt::digest::{self, DIGEST_BYTES, Digest};
+use crate::heap::{Access, Table};
+use crate::trigger::{Firing, Operation};
+
+const DOMAIN: &[u8] = b"pg_test fold 1";
+const ZERO: Digest = [0; DIGEST_BYTES];
+
+thread_local! {
+    /// What the statement has changed so far. Begins at zero with each statement, also when the one before
+    /// has failed.
+    static CHANGE: Cell<Digest> = const { Cell::new(ZERO) };
+}
+
+/// Entry point of the triggers.
+///
+/// # Safety
+/// Called by PostgreSQL as a trigger function.
+#[pg_guard]
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn fold_digest_wrapper(
+    fcinfo: pg_sys::FunctionCallInfo,
+) -> pg_sys::Datum {
+    // SAFETY: as the caller promises.
+    let firing = unsafe { Firing::new(fcinfo) };
+    match (firing.is_for_row(), firing.is_before()) {
+        (true, _) => CHANGE.set(changed(&firing, CHANGE.get())),
+        (false, true) => CHANGE.set(ZERO),
+        (false, false) => store(CHANGE.replace(ZERO)),
+    }
+    firing.unchanged()
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn pg_finfo_fold_digest_wrapper() -> &'static pg_sys::Pg_finfo_record {
+    const RECORD: pg_sys::Pg_finfo_record = pg_sys::Pg_finfo_record { api_version: 1 };
+    &RECORD
+}
+
+fn changed(firing: &Firing, before: Digest) -> Digest {
+    let table = firing.table_name();
+    match firing.operation() {
+        Operation::Insert => digest::add(&before, &row(firing, &table, firing.row())),
+        Operation::Delete => digest::subtract(&before, &row(firing, &table, firing.row())),
+        Operation::Update => {
+            let without = digest::subtract(&before, &row(firing, &table, firing.row()));
+            digest::add(&without, &row(firing, &table, firing.replacement()))
+        }
+        Operation::Truncate => before,
+    }
+}
+
+/// A row is a function of the operation it comes from, whose name is a hash of all that it says.
+fn row(firing: &Firing, table: &str, row: pg_sys::HeapTuple) -> Digest {
+    let number = firing.column_number(c"op_id").unwrap_or_default();
+    // SAFETY: the column of that name is a text in each table of the fold.
+    let op_id = unsafe { firing.value::<&str>(row, number) };
+    of_row(table, op_id.unwrap_or_default())
+}
+
+fn of_row(table: &str, op_id: &str) -> Digest {
+    digest::fields(&[DOMAIN, table.as_bytes(), op_id.as_bytes()])
+}
+
+fn store(change: Digest) {
+    if change != ZERO {
+        Table::open(c"fold_digest", Access::Write).insert(&[change.as_slice().into_datum()]);
+    }
+}
+
+/// The digest that a row has, for who adds them up anew.
+#[pg_extern(sql = false)]
+fn fold_row_digest(table: &str, op_id: &str) -> Vec<u8> {
+    of_row(table, op_id).to_vec()
+}
+
+#[pg_extern(sql = false)]
+fn record_rank(surface: &str, hlc: i64, op_id: &str) -> Vec<u8> {
+    record::rank(surface, hlc.cast_unsigned(), op_id)
+}

@@ -1,0 +1,4 @@
+//! The operation log.
+
+pub mod op;
+pub mod sql;

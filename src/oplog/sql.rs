@@ -1,0 +1,200 @@
+//! Binds the log to SQL; the declarations are in `sql/oplog.sql`.
+
+use std::cell::Cell;
+
+use pgrx::pg_sys::panic::{ErrorReport, ErrorReportable};
+use pgrx::prelude::*;
+
+use super::op::{self, Content};
+use crate::clock::server;
+use crate::error::{self, Error};
+use crate::heap::{Access, Latest, Table};
+use crate::is_preloaded;
+use crate::lock::{Lock, Mode};
+use crate::node::sql::confirmed_life;
+use crate::spi::{self, Value};
+use crate::varlena::{Flat, FlatResult, SqlResult};
+
+/// Who puts operations into the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    /// Replication, gossip, a dump: they are checked, and folded one by one.
+    Elsewhere,
+    /// `op_append`.
+    Here,
+    /// `op_append_many`, which folds them all at once.
+    HereInBatch,
+}
+
+thread_local! {
+    static SOURCE: Cell<Source> = const { Cell::new(Source::Elsewhere) };
+}
+
+/// While it lives, operations come from this source.
+struct Appending;
+
+impl Appending {
+    fn from(source: Source) -> Self {
+        SOURCE.set(source);
+        Self
+    }
+}
+
+impl Drop for Appending {
+    fn drop(&mut self) {
+        SOURCE.set(Source::Elsewhere);
+    }
+}
+
+#[pg_extern(sql = false)]
+fn op_id(
+    origin: &str,
+    seq: i64,
+    hlc: i64,
+    scope: &str,
+    surface: &str,
+    payload: &str,
+    tenant: &str,
+) -> String {
+    let content = Content {
+        origin,
+        seq,
+        hlc: hlc.cast_unsigned(),
+        scope,
+        surface,
+        payload,
+        tenant,
+    };
+    content.name()
+}
+
+#[pg_extern(sql = false)]
+fn op_check(scope: &str, surface: &str, key: &str) -> SqlResult<bool> {
+    op::check(scope, surface, key)?;
+    Ok(true)
+}
+
+/// Why an operation from elsewhere cannot be in the log of any node.
+#[pg_extern(sql = false)]
+fn op_malformation(scope: &str, surface: &str, key: &str) -> Option<String> {
+    let refusal = op::check(scope, surface, key).err()?;
+    Some(refusal.to_string())
+}
+
+/// Moves this node's clock above a stamp from elsewhere, so that whatever is appended next comes after
+/// it. Returns why not, when the stamp is too far ahead.
+#[pg_extern(sql = false)]
+fn op_observe(stamp: i64) -> Option<String> {
+    let stamp = stamp.cast_unsigned();
+    let observed = if is_preloaded() {
+        server::observe(stamp).map(drop)
+    } else {
+        server::check_drift(stamp)
+    };
+    observed.err().map(|refusal| refusal.to_string())
+}
+
+/// Keeps everybody else from bringing operations of this origin until the transaction ends.
+#[pg_extern(sql = false)]
+fn op_origin_lock(origin: &str) {
+    Lock::of_origin(origin).take(Mode::Admission);
+}
+
+#[pg_extern(sql = false)]
+fn op_is_from_elsewhere() -> bool {
+    SOURCE.get() == Source::Elsewhere
+}
+
+#[pg_extern(sql = false)]
+fn op_is_single() -> bool {
+    SOURCE.get() != Source::HereInBatch
+}
+
+/// What this node appends under. A new life waits for whoever has the log open for writing, and is seen by
+/// whoever comes later.
+fn actor() -> Result<String, Error> {
+    drop(Table::open(c"op", Access::Write));
+    let life = confirmed_life(&Latest::take())?;
+    life.map(|life| life.actor).ok_or_else(error::node_unnamed)
+}
+
+#[pg_extern(sql = false)]
+fn op_required(part: &str) -> SqlResult<FlatResult> {
+    Err(error::op_incomplete(part).into())
+}
+
+#[pg_trigger(sql = false)]
+fn op_keep<'a>(
+    trigger: &'a PgTrigger<'a>,
+) -> Result<Option<PgHeapTuple<'a, impl WhoAllocated>>, Error> {
+    Err::<(), ErrorReport>(error::op_immutable().into()).unwrap_or_report();
+    Ok(trigger.new())
+}
+
+fn given<T>(argument: Option<T>, name: &str) -> Result<T, Error> {
+    argument.ok_or_else(|| error::op_incomplete(name))
+}
+
+#[pg_extern(sql = false)]
+fn op_append(
+    scope: Option<&str>,
+    surface: Option<&str>,
+    payload: Option<Flat>,
+) -> SqlResult<FlatResult> {
+    let scope = given(scope, "scope")?;
+    let surface = given(surface, "surface")?;
+    let payload = given(payload, "payload")?;
+    let actor = actor()?;
+    let appending = Appending::from(Source::Here);
+    let receipt = spi::connect(|spi| {
+        let rows = spi.write(
+            c"INSERT INTO coord.op AS o (origin, seq, hlc, op_id, scope, surface, payload)
+              SELECT $1, n.seq, n.hlc, coord.op_id($1, n.seq, n.hlc, $2, $3, $4::text, ''), $2, $3, $4
+                FROM (SELECT nextval('coord.op_seq') AS seq, coord.hlc_now() AS hlc OFFSET 0) n
+               WHERE coord.op_check($2, $3, coord.op_key($3, $4))
+              RETURNING coord.op_receipt(o)",
+            &[
+                Value::Text(Some(&actor)),
+                Value::Text(Some(scope)),
+                Value::Text(Some(surface)),
+                Value::Json(payload),
+            ],
+        );
+        rows.flat(0, 0)
+    });
+    drop(appending);
+    Ok(receipt)
+}
+
+/// Numbers and stamps follow the order of the array. Rows are written in the order of what they fold into,
+/// because replication applies them in that order: whoever folds several takes row locks in one order.
+#[pg_extern(sql = false)]
+fn op_append_many(ops: Option<Flat>) -> SqlResult<FlatResult> {
+    let ops = given(ops, "array")?;
+    let actor = actor()?;
+    let appending = Appending::from(Source::HereInBatch);
+    let receipts = spi::connect(|spi| {
+        let rows = spi.write(
+            c"WITH given AS MATERIALIZED (
+                SELECT g.*, nextval('coord.op_seq') AS seq, coord.hlc_now() AS hlc
+                  FROM coord.op_parse($2) g
+              ), appended AS (
+                INSERT INTO coord.op AS o (origin, seq, hlc, op_id, scope, surface, payload, tenant_id)
+                SELECT $1, g.seq, g.hlc,
+                       coord.op_id($1, g.seq, g.hlc, g.scope, g.surface, g.payload::text, coalesce(g.tenant_id::text, '')),
+                       g.scope, g.surface, g.payload, g.tenant_id
+                  FROM given g
+                 ORDER BY g.scope, g.surface, g.key, g.seq
+                RETURNING o AS op
+              ), folded AS MATERIALIZED (
+                SELECT coord.op_fold(array_agg(a.op)) FROM appended a
+              )
+              SELECT coalesce(jsonb_agg(coord.op_receipt(a.op) ORDER BY (a.op).seq), '[]')
+                FROM appended a, folded",
+            &[Value::Text(Some(&actor)), Value::Json(ops)],
+        );
+        rows.flat(0, 0)
+    });
+    drop(appending);
+    Ok(receipts)
+}

@@ -1,0 +1,125 @@
+//! Triggers in C speed: what PostgreSQL tells a trigger function, read where it lies.
+
+use std::ffi::CStr;
+
+use pgrx::{FromDatum, pg_sys};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    Insert,
+    Delete,
+    Update,
+    Truncate,
+}
+
+/// One firing of a trigger.
+pub struct Firing<'a> {
+    data: &'a pg_sys::TriggerData,
+}
+
+impl Firing<'_> {
+    /// # Safety
+    /// PostgreSQL called a function declared to return a trigger with this.
+    pub unsafe fn new(fcinfo: pg_sys::FunctionCallInfo) -> Self {
+        // SAFETY: it does so with the trigger's data as context.
+        let data = unsafe { &*(*fcinfo).context.cast::<pg_sys::TriggerData>() };
+        Self { data }
+    }
+
+    pub fn operation(&self) -> Operation {
+        match self.data.tg_event & pg_sys::TRIGGER_EVENT_OPMASK {
+            pg_sys::TRIGGER_EVENT_INSERT => Operation::Insert,
+            pg_sys::TRIGGER_EVENT_DELETE => Operation::Delete,
+            pg_sys::TRIGGER_EVENT_UPDATE => Operation::Update,
+            _ => Operation::Truncate,
+        }
+    }
+
+    pub fn is_for_row(&self) -> bool {
+        self.data.tg_event & pg_sys::TRIGGER_EVENT_ROW != 0
+    }
+
+    pub fn is_before(&self) -> bool {
+        self.data.tg_event & pg_sys::TRIGGER_EVENT_TIMINGMASK == pg_sys::TRIGGER_EVENT_BEFORE
+    }
+
+    /// The row that is deleted, replaced or inserted.
+    pub fn row(&self) -> pg_sys::HeapTuple {
+        self.data.tg_trigtuple
+    }
+
+    /// What an UPDATE replaces the row with.
+    pub fn replacement(&self) -> pg_sys::HeapTuple {
+        self.data.tg_newtuple
+    }
+
+    /// Whether the UPDATE itself sets a column, by its number.
+    pub fn is_set(&self, number: i32) -> bool {
+        let place = number - pg_sys::FirstLowInvalidHeapAttributeNumber;
+        // SAFETY: the set lives as long as the trigger's data.
+        unsafe { pg_sys::bms_is_member(place, self.data.tg_updatedcols) }
+    }
+
+    pub fn table_oid(&self) -> u32 {
+        // SAFETY: the relation is open while its trigger runs.
+        unsafe { (*self.data.tg_relation).rd_id }.to_u32()
+    }
+
+    pub fn table_name(&self) -> String {
+        // SAFETY: as above; a relation's name ends with a zero byte.
+        unsafe {
+            let name = &raw const (*(*self.data.tg_relation).rd_rel).relname.data;
+            CStr::from_ptr(name.cast()).to_string_lossy().into_owned()
+        }
+    }
+
+    /// An argument that the trigger was created with; empty when it has fewer.
+    pub fn argument(&self, number: usize) -> &str {
+        // SAFETY: the count is compared; each is a C string in the encoding of the database, which is UTF-8.
+        unsafe {
+            let trigger = &*self.data.tg_trigger;
+            if usize::try_from(trigger.tgnargs).is_ok_and(|count| number < count) {
+                let text = CStr::from_ptr(*trigger.tgargs.add(number));
+                text.to_str().unwrap_or_default()
+            } else {
+                ""
+            }
+        }
+    }
+
+    fn columns(&self) -> pg_sys::TupleDesc {
+        // SAFETY: the relation is open while its trigger runs.
+        unsafe { (*self.data.tg_relation).rd_att }
+    }
+
+    /// The number of a column, from 1.
+    pub fn column_number(&self, name: &CStr) -> Option<i32> {
+        // SAFETY: looks the name up in the columns of the relation.
+        let number = unsafe { pg_sys::SPI_fnumber(self.columns(), name.as_ptr()) };
+        (number > 0).then_some(number)
+    }
+
+    /// # Safety
+    /// The row is of the relation, and the column is of type `T`.
+    pub unsafe fn value<T: FromDatum>(&self, row: pg_sys::HeapTuple, number: i32) -> Option<T> {
+        let mut is_null = false;
+        // SAFETY: as promised by the caller.
+        unsafe {
+            let datum = pg_sys::SPI_getbinval(row, self.columns(), number, &raw mut is_null);
+            T::from_datum(datum, is_null)
+        }
+    }
+
+    /// What lets PostgreSQL go on with the row as it is.
+    pub fn unchanged(&self) -> pg_sys::Datum {
+        if !self.is_for_row() {
+            return pg_sys::Datum::null();
+        }
+        let row = if self.operation() == Operation::Update {
+            self.replacement()
+        } else {
+            self.row()
+        };
+        pg_sys::Datum::from(row)
+    }
+}
