@@ -35,12 +35,14 @@ CREATE TABLE ack (
   ceiling vclock NOT NULL,
   digest bytea NOT NULL,
   log_position pg_lsn NOT NULL,
-  acknowledged_at timestamptz NOT NULL DEFAULT clock_timestamp()
+  acknowledged_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+  op_frontier vclock NOT NULL DEFAULT '{}'
 );
 COMMENT ON TABLE ack IS 'what each node last said that it holds; rebuilt by gossip, never dumped';
-COMMENT ON COLUMN ack.frontier IS 'it holds every change below';
+COMMENT ON COLUMN ack.frontier IS 'it holds every change of a state below';
 COMMENT ON COLUMN ack.ceiling IS 'it holds no change at or above';
 COMMENT ON COLUMN ack.digest IS 'digest over the content of its states';
+COMMENT ON COLUMN ack.op_frontier IS 'it holds every operation below';
 COMMENT ON COLUMN ack.log_position IS 'furthest place that its transaction log was flushed to when it said so';
 
 -- The check of who calls: only members of coord_peer may execute it, and it does nothing but store

@@ -49,7 +49,7 @@ BEGIN
   UPDATE coord.peer_cursor
      SET resync = true, space = NULL, given = NULL, until = NULL, after_xid = NULL, after_name = NULL;
   UPDATE coord.report_cursor
-     SET space = '', given = NULL, until = NULL, after_xid = NULL, after_number = NULL;
+     SET space = '', given = NULL, until = NULL, after_xid = NULL, after_name = NULL;
   UPDATE coord.roster r
      SET incarnation = n.incarnation, life = n.life, place = n.place, last_seen = clock_timestamp()
     FROM coord.local_node n

@@ -27,7 +27,7 @@ COMMENT ON COLUMN op.recorded_at IS 'time of the origin''s clock; orders nothing
 CREATE TABLE op_default PARTITION OF op DEFAULT;
 COMMENT ON TABLE op_default IS 'operations that no other partition is for';
 CREATE INDEX op_op_id ON op (op_id);
-CREATE INDEX op_local_xid ON op (local_xid);
+CREATE INDEX op_local_xid ON op (local_xid, seq);
 
 SELECT pg_catalog.pg_extension_config_dump('op_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('op', '');

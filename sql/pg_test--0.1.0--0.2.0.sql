@@ -141,7 +141,7 @@ BEGIN
   UPDATE coord.peer_cursor
      SET resync = true, space = NULL, given = NULL, until = NULL, after_xid = NULL, after_name = NULL;
   UPDATE coord.report_cursor
-     SET space = '', given = NULL, until = NULL, after_xid = NULL, after_number = NULL;
+     SET space = '', given = NULL, until = NULL, after_xid = NULL, after_name = NULL;
   UPDATE coord.roster r
      SET incarnation = n.incarnation, life = n.life, place = n.place, last_seen = clock_timestamp()
     FROM coord.local_node n
@@ -666,149 +666,11 @@ GRANT EXECUTE ON FUNCTION intent_record(text, text, text, bigint, text, text), f
   TO coord_agent;
 GRANT SELECT ON intent, intent_report TO coord_monitor;
 
-CREATE TABLE report_cursor (
-  node text COLLATE "C" PRIMARY KEY,
-  space text COLLATE "C" NOT NULL,
-  given pg_snapshot,
-  until pg_snapshot,
-  after_xid bigint,
-  after_number bigint,
-  log_position pg_lsn NOT NULL DEFAULT '0/0',
-  has_left boolean NOT NULL DEFAULT false
-);
-COMMENT ON TABLE report_cursor IS 'how far this node has been given the reports of each peer';
-COMMENT ON COLUMN report_cursor.space IS 'transaction-number space of the snapshots';
-COMMENT ON COLUMN report_cursor.given IS 'everything this snapshot of the peer sees has been given';
-COMMENT ON COLUMN report_cursor.until IS 'a larger snapshot that is being given in parts';
-COMMENT ON COLUMN report_cursor.log_position IS 'furthest place that the transaction log of the peer was flushed to when it gave reports';
-COMMENT ON COLUMN report_cursor.has_left IS 'the peer has left or was removed: the worker is to take its leases for expired, and then to begin anew with it';
+-- The operation log, as in oplog.sql, fold.sql and conversation.sql; reports, as in report.sql.
 
--- A time left is kept within what a lease can have, whatever clocks have done since it was granted.
-CREATE FUNCTION report_body(report lease_report) RETURNS jsonb
-  LANGUAGE sql STABLE
-  RETURN jsonb_build_object('lease', jsonb_build_object(
-    'resource', report.resource, 'node', report.node, 'holder', report.holder, 'epoch', report.epoch,
-    'has_ended', report.has_ended, 'version', report.version,
-    'time_left', (extract(epoch FROM greatest(least(report.expires_at - coord.lease_now(), interval '10 years'), interval '0'))
-                  * 1000000)::bigint));
-COMMENT ON FUNCTION report_body(lease_report) IS 'a report as it travels; nodes do not compare their clocks';
-
-CREATE FUNCTION report_body(report intent_report) RETURNS jsonb
-  LANGUAGE sql STABLE
-  RETURN jsonb_build_object('run', jsonb_build_object(
-    'agent', report.agent, 'run_id', report.run_id, 'scope', report.scope, 'node', report.node,
-    'op_id', report.op_id, 'epoch', report.epoch, 'holder', report.holder));
-COMMENT ON FUNCTION report_body(intent_report) IS 'a report as it travels';
-
--- Rows are taken in the order of their keys: two peers may give the same ones at once; and what is no news
--- is not touched. Of its own leases a node believes nobody: what an earlier life has granted lies below the
--- epochs of this one. A run that it has committed in an earlier life is committed.
-CREATE FUNCTION report_learn(sender text, reports jsonb) RETURNS void
-  LANGUAGE sql VOLATILE STRICT
-  SET search_path = pg_catalog, coord, pg_temp
-AS $$
-  INSERT INTO coord.lease_report AS r (resource, node, holder, epoch, has_ended, expires_at, version, learned_from)
-  SELECT l.resource, l.node, l.holder, l.epoch, l.has_ended,
-         coord.lease_now() + l.time_left * interval '1 microsecond', l.version, sender
-    FROM jsonb_array_elements(reports) AS e(report)
-   CROSS JOIN LATERAL jsonb_to_record(e.report -> 'lease')
-     AS l(resource text, node text, holder text, epoch bigint, has_ended boolean, version bigint, time_left bigint)
-   WHERE e.report ? 'lease'
-     AND NOT EXISTS (SELECT FROM coord.local_node n WHERE n.name = l.node)
-     AND NOT EXISTS (SELECT FROM coord.lease_report k
-                      WHERE (k.resource, k.node) = (l.resource, l.node)
-                        AND (k.epoch, k.has_ended, k.version) >= (l.epoch, l.has_ended, l.version))
-   ORDER BY l.resource COLLATE "C", l.node COLLATE "C"
-  ON CONFLICT ON CONSTRAINT lease_report_pkey DO UPDATE
-     SET holder = excluded.holder, epoch = excluded.epoch, has_ended = excluded.has_ended,
-         expires_at = excluded.expires_at, heard_at = DEFAULT, version = excluded.version,
-         learned_from = excluded.learned_from, local_xid = DEFAULT, number = DEFAULT
-   WHERE (excluded.epoch, excluded.has_ended, excluded.version) > (r.epoch, r.has_ended, r.version);
-
-  INSERT INTO coord.intent_report (agent, run_id, scope, node, op_id, epoch, holder, learned_from)
-  SELECT i.agent, i.run_id, i.scope, i.node, i.op_id, i.epoch, i.holder, sender
-    FROM jsonb_array_elements(reports) AS e(report)
-   CROSS JOIN LATERAL jsonb_to_record(e.report -> 'run')
-     AS i(agent text, run_id text, scope text, node text, op_id text, epoch bigint, holder text)
-   WHERE e.report ? 'run'
-   ORDER BY i.agent COLLATE "C", i.run_id COLLATE "C", i.scope COLLATE "C", i.node COLLATE "C"
-  ON CONFLICT DO NOTHING
-$$;
-COMMENT ON FUNCTION report_learn(text, jsonb) IS 'keeps the reports that are newer than what is known';
-
-CREATE TRIGGER gossip_wake BEFORE INSERT ON intent_report
-  FOR EACH ROW WHEN (NEW.learned_from IS NULL) EXECUTE FUNCTION gossip_wake();
-COMMENT ON TRIGGER gossip_wake ON intent_report IS 'a committed run is pushed to the peers at commit';
-
--- What a peer held that has left, or was removed here, keeps nobody waiting. Its epochs still count, and what
--- it reports later counts again. The worker does it: exchanges must not wait for a session that removes a
--- peer in a transaction of its own.
-CREATE FUNCTION report_lapse_ask() RETURNS trigger
-  LANGUAGE plpgsql
-  SET search_path = pg_catalog, coord, pg_temp
-AS $$
-BEGIN
-  INSERT INTO coord.report_cursor AS c (node, space, has_left) VALUES (OLD.node, '', true)
-  ON CONFLICT (node) DO UPDATE SET has_left = true;
-  RETURN NULL;
-END
-$$;
-COMMENT ON FUNCTION report_lapse_ask() IS 'asks the worker to take the leases of a node for expired that is no member any more';
-CREATE TRIGGER report_lapse AFTER DELETE ON member
-  FOR EACH ROW EXECUTE FUNCTION report_lapse_ask();
-COMMENT ON TRIGGER report_lapse ON member IS 'leases of a node that has left count as expired';
-
-CREATE FUNCTION report_lapse() RETURNS bigint
-  LANGUAGE sql VOLATILE
-  SET search_path = pg_catalog, coord, pg_temp
-AS $$
-  WITH gone AS (
-    DELETE FROM coord.report_cursor c WHERE c.has_left RETURNING c.node
-  ), live AS (
-    SELECT r.resource, r.node
-      FROM coord.lease_report r JOIN gone g ON g.node = r.node
-     WHERE r.learned_from IS NOT NULL AND r.expires_at > coord.lease_now()
-     ORDER BY r.resource, r.node
-       FOR UPDATE OF r
-  ), lapsed AS (
-    UPDATE coord.lease_report r SET expires_at = coord.lease_now(), version = 0
-      FROM live l WHERE (r.resource, r.node) = (l.resource, l.node)
-    RETURNING 1)
-  SELECT count(*) FROM lapsed
-$$;
-COMMENT ON FUNCTION report_lapse() IS 'takes the leases of peers that have left for expired; returns how many there were';
-
--- Runs committed before the database became a node, or restored from a dump.
-CREATE FUNCTION intent_report_own() RETURNS bigint
-  LANGUAGE sql VOLATILE
-  SET search_path = pg_catalog, coord, pg_temp
-AS $$
-  WITH reported AS (
-    INSERT INTO coord.intent_report (agent, run_id, scope, node, op_id, epoch, holder)
-    SELECT i.agent, i.run_id, i.scope, n.name, i.op_id, i.epoch, i.holder
-      FROM coord.local_node n
-     CROSS JOIN coord.intent i
-     WHERE i.status = 'committed'
-       AND NOT EXISTS (SELECT FROM coord.intent_report r
-                        WHERE (r.agent, r.run_id, r.scope, r.node) = (i.agent, i.run_id, i.scope, n.name))
-    ON CONFLICT DO NOTHING
-    RETURNING 1)
-  SELECT count(*) FROM reported
-$$;
-COMMENT ON FUNCTION intent_report_own() IS 'reports the committed runs of this node that are not reported yet; returns how many there are';
-
--- Epochs of a life lie in a range of their own, unless higher ones were heard of.
-CREATE FUNCTION report_epoch_range() RETURNS bigint
-  LANGUAGE sql STABLE
-  SET search_path = pg_catalog, coord, pg_temp
-  RETURN greatest((SELECT max(l.epoch) FROM coord.lease l), (SELECT max(r.epoch) FROM coord.lease_report r), 0) >> 40;
-COMMENT ON FUNCTION report_epoch_range() IS 'the highest range of epochs in which any lease was granted, here or as far as was heard';
-
-REVOKE ALL ON FUNCTION intent_report_own(), report_lapse_ask(), report_lapse(), report_epoch_range(),
-  report_body(lease_report), report_body(intent_report), report_learn(text, jsonb) FROM PUBLIC;
-GRANT SELECT ON report_cursor TO coord_monitor;
-
--- The operation log, as in oplog.sql, fold.sql and conversation.sql.
+ALTER TABLE ack ADD COLUMN op_frontier vclock NOT NULL DEFAULT '{}';
+COMMENT ON COLUMN ack.op_frontier IS 'it holds every operation below';
+COMMENT ON COLUMN ack.frontier IS 'it holds every change of a state below';
 
 CREATE FUNCTION hlc_milliseconds(stamp hlc) RETURNS bigint
   LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'hlc_milliseconds_wrapper';
@@ -841,7 +703,7 @@ COMMENT ON COLUMN op.recorded_at IS 'time of the origin''s clock; orders nothing
 CREATE TABLE op_default PARTITION OF op DEFAULT;
 COMMENT ON TABLE op_default IS 'operations that no other partition is for';
 CREATE INDEX op_op_id ON op (op_id);
-CREATE INDEX op_local_xid ON op (local_xid);
+CREATE INDEX op_local_xid ON op (local_xid, seq);
 
 SELECT pg_catalog.pg_extension_config_dump('op_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('op', '');
@@ -1390,6 +1252,229 @@ REVOKE ALL ON FUNCTION turn_role(text), turn_check(text, text), turn_payload(tex
 GRANT EXECUTE ON FUNCTION turn_role(text), turn_check(text, text), turn_payload(text, text, text, jsonb, text, timestamptz),
   record_turn(text, text, text, text, jsonb, text, timestamptz), transcript_position(jsonb),
   transcript(text, jsonb, integer), turns_resume(text), resume(text), conversations(text) TO coord_agent;
+
+CREATE TABLE report_cursor (
+  node text COLLATE "C" PRIMARY KEY,
+  space text COLLATE "C" NOT NULL,
+  given pg_snapshot,
+  until pg_snapshot,
+  after_xid bigint,
+  after_name text COLLATE "C",
+  log_position pg_lsn NOT NULL DEFAULT '0/0',
+  has_left boolean NOT NULL DEFAULT false,
+  frontier vclock NOT NULL DEFAULT '{}'
+);
+COMMENT ON TABLE report_cursor IS 'how far this node has been given the reports of each peer';
+COMMENT ON COLUMN report_cursor.space IS 'transaction-number space of the snapshots';
+COMMENT ON COLUMN report_cursor.given IS 'everything this snapshot of the peer sees has been given';
+COMMENT ON COLUMN report_cursor.until IS 'a larger snapshot that is being given in parts';
+COMMENT ON COLUMN report_cursor.log_position IS 'furthest place that the transaction log of the peer was flushed to when it gave reports';
+COMMENT ON COLUMN report_cursor.frontier IS 'operations held completely through this peer';
+COMMENT ON COLUMN report_cursor.has_left IS 'the peer has left or was removed: the worker is to take its leases for expired, and then to begin anew with it';
+
+-- A time left is kept within what a lease can have, whatever clocks have done since it was granted.
+CREATE FUNCTION report_body(report lease_report) RETURNS jsonb
+  LANGUAGE sql STABLE
+  RETURN jsonb_build_object('lease', jsonb_build_object(
+    'resource', report.resource, 'node', report.node, 'holder', report.holder, 'epoch', report.epoch,
+    'has_ended', report.has_ended, 'version', report.version,
+    'time_left', (extract(epoch FROM greatest(least(report.expires_at - coord.lease_now(), interval '10 years'), interval '0'))
+                  * 1000000)::bigint));
+COMMENT ON FUNCTION report_body(lease_report) IS 'a report as it travels; nodes do not compare their clocks';
+
+CREATE FUNCTION report_body(report intent_report) RETURNS jsonb
+  LANGUAGE sql STABLE
+  RETURN jsonb_build_object('run', jsonb_build_object(
+    'agent', report.agent, 'run_id', report.run_id, 'scope', report.scope, 'node', report.node,
+    'op_id', report.op_id, 'epoch', report.epoch, 'holder', report.holder));
+COMMENT ON FUNCTION report_body(intent_report) IS 'a report as it travels';
+
+CREATE FUNCTION report_body(report op) RETURNS jsonb
+  LANGUAGE sql STABLE
+  RETURN jsonb_build_object('op', jsonb_build_object(
+    'origin', report.origin, 'seq', report.seq, 'xid', report.xid::text::bigint, 'hlc', report.hlc, 'op_id', report.op_id,
+    'scope', report.scope, 'surface', report.surface, 'payload', report.payload::text,
+    'recorded_at', (extract(epoch FROM report.recorded_at) * 1000000)::bigint, 'tenant_id', report.tenant_id));
+COMMENT ON FUNCTION report_body(op) IS 'an operation as it travels by gossip';
+
+-- Rows are taken in the order of their keys: two peers may give the same ones at once; and what is no news
+-- is not touched. Of its own leases a node believes nobody: what an earlier life has granted lies below the
+-- epochs of this one. A run that it has committed in an earlier life is committed.
+CREATE FUNCTION report_learn(sender text, reports jsonb) RETURNS void
+  LANGUAGE sql VOLATILE STRICT
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+  INSERT INTO coord.lease_report AS r (resource, node, holder, epoch, has_ended, expires_at, version, learned_from)
+  SELECT l.resource, l.node, l.holder, l.epoch, l.has_ended,
+         coord.lease_now() + l.time_left * interval '1 microsecond', l.version, sender
+    FROM jsonb_array_elements(reports) AS e(report)
+   CROSS JOIN LATERAL jsonb_to_record(e.report -> 'lease')
+     AS l(resource text, node text, holder text, epoch bigint, has_ended boolean, version bigint, time_left bigint)
+   WHERE e.report ? 'lease'
+     AND NOT EXISTS (SELECT FROM coord.local_node n WHERE n.name = l.node)
+     AND NOT EXISTS (SELECT FROM coord.lease_report k
+                      WHERE (k.resource, k.node) = (l.resource, l.node)
+                        AND (k.epoch, k.has_ended, k.version) >= (l.epoch, l.has_ended, l.version))
+   ORDER BY l.resource COLLATE "C", l.node COLLATE "C"
+  ON CONFLICT ON CONSTRAINT lease_report_pkey DO UPDATE
+     SET holder = excluded.holder, epoch = excluded.epoch, has_ended = excluded.has_ended,
+         expires_at = excluded.expires_at, heard_at = DEFAULT, version = excluded.version,
+         learned_from = excluded.learned_from, local_xid = DEFAULT, number = DEFAULT
+   WHERE (excluded.epoch, excluded.has_ended, excluded.version) > (r.epoch, r.has_ended, r.version);
+
+  INSERT INTO coord.intent_report (agent, run_id, scope, node, op_id, epoch, holder, learned_from)
+  SELECT i.agent, i.run_id, i.scope, i.node, i.op_id, i.epoch, i.holder, sender
+    FROM jsonb_array_elements(reports) AS e(report)
+   CROSS JOIN LATERAL jsonb_to_record(e.report -> 'run')
+     AS i(agent text, run_id text, scope text, node text, op_id text, epoch bigint, holder text)
+   WHERE e.report ? 'run'
+   ORDER BY i.agent COLLATE "C", i.run_id COLLATE "C", i.scope COLLATE "C", i.node COLLATE "C"
+  ON CONFLICT DO NOTHING;
+
+  INSERT INTO coord.op (origin, seq, xid, hlc, op_id, scope, surface, payload, recorded_at, tenant_id)
+  SELECT o.origin, o.seq, o.xid::text::xid8, o.hlc, o.op_id, o.scope, o.surface, o.payload::jsonb,
+         'epoch'::timestamptz + o.recorded_at * interval '1 microsecond', o.tenant_id
+    FROM jsonb_array_elements(reports) AS e(report)
+   CROSS JOIN LATERAL jsonb_to_record(e.report -> 'op')
+     AS o(origin text, seq bigint, xid bigint, hlc coord.hlc, op_id text, scope text, surface text, payload text,
+          recorded_at bigint, tenant_id uuid)
+   WHERE e.report ? 'op'
+   ORDER BY o.scope COLLATE "C", o.surface COLLATE "C", coord.op_key(o.surface, o.payload::jsonb) COLLATE "C"
+$$;
+COMMENT ON FUNCTION report_learn(text, jsonb) IS 'keeps the reports that are newer than what is known';
+
+CREATE TRIGGER gossip_wake AFTER INSERT ON op
+  FOR EACH STATEMENT WHEN (NOT coord.op_is_from_elsewhere()) EXECUTE FUNCTION gossip_wake();
+COMMENT ON TRIGGER gossip_wake ON op IS 'operations are pushed to the peers at commit';
+
+CREATE TRIGGER gossip_wake BEFORE INSERT ON intent_report
+  FOR EACH ROW WHEN (NEW.learned_from IS NULL) EXECUTE FUNCTION gossip_wake();
+COMMENT ON TRIGGER gossip_wake ON intent_report IS 'a committed run is pushed to the peers at commit';
+
+-- What a peer held that has left, or was removed here, keeps nobody waiting. Its epochs still count, and what
+-- it reports later counts again. The worker does it: exchanges must not wait for a session that removes a
+-- peer in a transaction of its own.
+CREATE FUNCTION report_lapse_ask() RETURNS trigger
+  LANGUAGE plpgsql
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+BEGIN
+  INSERT INTO coord.report_cursor AS c (node, space, has_left) VALUES (OLD.node, '', true)
+  ON CONFLICT (node) DO UPDATE SET has_left = true;
+  RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION report_lapse_ask() IS 'asks the worker to take the leases of a node for expired that is no member any more';
+CREATE TRIGGER report_lapse AFTER DELETE ON member
+  FOR EACH ROW EXECUTE FUNCTION report_lapse_ask();
+COMMENT ON TRIGGER report_lapse ON member IS 'leases of a node that has left count as expired';
+
+CREATE FUNCTION report_lapse() RETURNS bigint
+  LANGUAGE sql VOLATILE
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+  WITH gone AS (
+    DELETE FROM coord.report_cursor c WHERE c.has_left RETURNING c.node
+  ), live AS (
+    SELECT r.resource, r.node
+      FROM coord.lease_report r JOIN gone g ON g.node = r.node
+     WHERE r.learned_from IS NOT NULL AND r.expires_at > coord.lease_now()
+     ORDER BY r.resource, r.node
+       FOR UPDATE OF r
+  ), lapsed AS (
+    UPDATE coord.lease_report r SET expires_at = coord.lease_now(), version = 0
+      FROM live l WHERE (r.resource, r.node) = (l.resource, l.node)
+    RETURNING 1)
+  SELECT count(*) FROM lapsed
+$$;
+COMMENT ON FUNCTION report_lapse() IS 'takes the leases of peers that have left for expired; returns how many there were';
+
+-- Runs committed before the database became a node, or restored from a dump.
+CREATE FUNCTION intent_report_own() RETURNS bigint
+  LANGUAGE sql VOLATILE
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+  WITH reported AS (
+    INSERT INTO coord.intent_report (agent, run_id, scope, node, op_id, epoch, holder)
+    SELECT i.agent, i.run_id, i.scope, n.name, i.op_id, i.epoch, i.holder
+      FROM coord.local_node n
+     CROSS JOIN coord.intent i
+     WHERE i.status = 'committed'
+       AND NOT EXISTS (SELECT FROM coord.intent_report r
+                        WHERE (r.agent, r.run_id, r.scope, r.node) = (i.agent, i.run_id, i.scope, n.name))
+    ON CONFLICT DO NOTHING
+    RETURNING 1)
+  SELECT count(*) FROM reported
+$$;
+COMMENT ON FUNCTION intent_report_own() IS 'reports the committed runs of this node that are not reported yet; returns how many there are';
+
+-- Epochs of a life lie in a range of their own, unless higher ones were heard of.
+CREATE FUNCTION report_epoch_range() RETURNS bigint
+  LANGUAGE sql STABLE
+  SET search_path = pg_catalog, coord, pg_temp
+  RETURN greatest((SELECT max(l.epoch) FROM coord.lease l), (SELECT max(r.epoch) FROM coord.lease_report r), 0) >> 40;
+COMMENT ON FUNCTION report_epoch_range() IS 'the highest range of epochs in which any lease was granted, here or as far as was heard';
+
+-- Which operations are held completely: for each origin a number of a transaction there, below which all have
+-- ended. One's own number stands still while the log does, so that a quiet mesh has nothing to say.
+
+CREATE FUNCTION op_frontier_of(actor text, horizon bigint) RETURNS vclock
+  LANGUAGE sql STABLE STRICT
+  SET search_path = pg_catalog, coord, pg_temp
+  RETURN coalesce((SELECT coord.vclock_merge_agg(c.frontier) FROM coord.report_cursor c), '{}')
+         OPERATOR(coord.||) jsonb_build_object(actor, coalesce(
+           (SELECT least(o.local_xid::text::bigint + 1, horizon) FROM coord.op o ORDER BY o.local_xid DESC LIMIT 1), 0))::coord.vclock;
+COMMENT ON FUNCTION op_frontier_of(text, bigint) IS 'operations that this node holds completely, at a snapshot with this horizon';
+
+CREATE FUNCTION frontier() RETURNS vclock
+  LANGUAGE sql STABLE
+  SET search_path = pg_catalog, coord, pg_temp
+  RETURN coalesce((SELECT coord.op_frontier_of(n.actor, pg_snapshot_xmin(pg_current_snapshot())::text::bigint)
+                     FROM coord.local_node n), coord.node_required()::coord.vclock);
+COMMENT ON FUNCTION frontier() IS 'per origin, the horizon below which this node holds every operation';
+
+CREATE FUNCTION op_acknowledge(peer text, held vclock) RETURNS void
+  LANGUAGE sql VOLATILE STRICT
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+  UPDATE coord.ack a SET op_frontier = held, acknowledged_at = clock_timestamp()
+   WHERE a.node = peer AND a.op_frontier OPERATOR(coord.<>) held
+$$;
+COMMENT ON FUNCTION op_acknowledge(text, vclock) IS 'a peer has said which operations it holds';
+
+CREATE FUNCTION stable_frontier() RETURNS vclock
+  LANGUAGE sql STABLE
+  SET search_path = pg_catalog, coord, pg_temp
+  RETURN (SELECT coord.vclock_meet_agg(h.frontier)
+            FROM (SELECT coord.frontier() AS frontier
+                  UNION ALL
+                  SELECT coalesce(a.op_frontier, '{}')
+                    FROM coord.member m LEFT JOIN coord.ack a ON a.node = m.node
+                   WHERE m.role = 'voter' AND m.node <> coord.node_name()) h);
+COMMENT ON FUNCTION stable_frontier() IS 'what this node and every voter hold, as far as they have said';
+
+REVOKE ALL ON FUNCTION report_body(op), op_frontier_of(text, bigint), frontier(), op_acknowledge(text, vclock),
+  stable_frontier() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION frontier(), stable_frontier() TO coord_agent, coord_monitor;
+REVOKE ALL ON FUNCTION intent_report_own(), report_lapse_ask(), report_lapse(), report_epoch_range(),
+  report_body(lease_report), report_body(intent_report), report_learn(text, jsonb) FROM PUBLIC;
+GRANT SELECT ON report_cursor TO coord_monitor;
+
+CREATE FUNCTION sync_status() RETURNS jsonb
+  LANGUAGE sql STABLE
+  SET search_path = pg_catalog, coord, pg_temp
+  RETURN jsonb_build_object(
+    'device_id', coord.node_actor(),
+    'state_hash', coord.state_hash(),
+    'journal_frontier', coord.frontier()::jsonb,
+    'stable_frontier', coord.stable_frontier()::jsonb,
+    'base_checkpoint', NULL,
+    'roster', (SELECT jsonb_agg(jsonb_build_object('node', n.name, 'incarnation', n.incarnation, 'status', n.status) ORDER BY n.name)
+                 FROM coord.node n));
+COMMENT ON FUNCTION sync_status() IS 'who this node is, what it holds, what all hold, and who all are';
+
+REVOKE ALL ON FUNCTION sync_status() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION sync_status() TO coord_monitor;
 
 CREATE OR REPLACE VIEW metrics AS
   SELECT 'coord_healthy' AS name, '{}'::jsonb AS labels, h.ok::int::double precision AS value FROM coord.health() h

@@ -1,4 +1,5 @@
--- Reports: what nodes tell each other of leases and committed runs. The rules are in src/gossip/report.rs.
+-- Reports: what nodes tell each other of leases, committed runs and operations. The rules are in
+-- src/gossip/report.rs.
 
 CREATE TABLE report_cursor (
   node text COLLATE "C" PRIMARY KEY,
@@ -6,15 +7,17 @@ CREATE TABLE report_cursor (
   given pg_snapshot,
   until pg_snapshot,
   after_xid bigint,
-  after_number bigint,
+  after_name text COLLATE "C",
   log_position pg_lsn NOT NULL DEFAULT '0/0',
-  has_left boolean NOT NULL DEFAULT false
+  has_left boolean NOT NULL DEFAULT false,
+  frontier vclock NOT NULL DEFAULT '{}'
 );
 COMMENT ON TABLE report_cursor IS 'how far this node has been given the reports of each peer';
 COMMENT ON COLUMN report_cursor.space IS 'transaction-number space of the snapshots';
 COMMENT ON COLUMN report_cursor.given IS 'everything this snapshot of the peer sees has been given';
 COMMENT ON COLUMN report_cursor.until IS 'a larger snapshot that is being given in parts';
 COMMENT ON COLUMN report_cursor.log_position IS 'furthest place that the transaction log of the peer was flushed to when it gave reports';
+COMMENT ON COLUMN report_cursor.frontier IS 'operations held completely through this peer';
 COMMENT ON COLUMN report_cursor.has_left IS 'the peer has left or was removed: the worker is to take its leases for expired, and then to begin anew with it';
 
 -- A time left is kept within what a lease can have, whatever clocks have done since it was granted.
@@ -33,6 +36,14 @@ CREATE FUNCTION report_body(report intent_report) RETURNS jsonb
     'agent', report.agent, 'run_id', report.run_id, 'scope', report.scope, 'node', report.node,
     'op_id', report.op_id, 'epoch', report.epoch, 'holder', report.holder));
 COMMENT ON FUNCTION report_body(intent_report) IS 'a report as it travels';
+
+CREATE FUNCTION report_body(report op) RETURNS jsonb
+  LANGUAGE sql STABLE
+  RETURN jsonb_build_object('op', jsonb_build_object(
+    'origin', report.origin, 'seq', report.seq, 'xid', report.xid::text::bigint, 'hlc', report.hlc, 'op_id', report.op_id,
+    'scope', report.scope, 'surface', report.surface, 'payload', report.payload::text,
+    'recorded_at', (extract(epoch FROM report.recorded_at) * 1000000)::bigint, 'tenant_id', report.tenant_id));
+COMMENT ON FUNCTION report_body(op) IS 'an operation as it travels by gossip';
 
 -- Rows are taken in the order of their keys: two peers may give the same ones at once; and what is no news
 -- is not touched. Of its own leases a node believes nobody: what an earlier life has granted lies below the
@@ -66,9 +77,23 @@ AS $$
      AS i(agent text, run_id text, scope text, node text, op_id text, epoch bigint, holder text)
    WHERE e.report ? 'run'
    ORDER BY i.agent COLLATE "C", i.run_id COLLATE "C", i.scope COLLATE "C", i.node COLLATE "C"
-  ON CONFLICT DO NOTHING
+  ON CONFLICT DO NOTHING;
+
+  INSERT INTO coord.op (origin, seq, xid, hlc, op_id, scope, surface, payload, recorded_at, tenant_id)
+  SELECT o.origin, o.seq, o.xid::text::xid8, o.hlc, o.op_id, o.scope, o.surface, o.payload::jsonb,
+         'epoch'::timestamptz + o.recorded_at * interval '1 microsecond', o.tenant_id
+    FROM jsonb_array_elements(reports) AS e(report)
+   CROSS JOIN LATERAL jsonb_to_record(e.report -> 'op')
+     AS o(origin text, seq bigint, xid bigint, hlc coord.hlc, op_id text, scope text, surface text, payload text,
+          recorded_at bigint, tenant_id uuid)
+   WHERE e.report ? 'op'
+   ORDER BY o.scope COLLATE "C", o.surface COLLATE "C", coord.op_key(o.surface, o.payload::jsonb) COLLATE "C"
 $$;
 COMMENT ON FUNCTION report_learn(text, jsonb) IS 'keeps the reports that are newer than what is known';
+
+CREATE TRIGGER gossip_wake AFTER INSERT ON op
+  FOR EACH STATEMENT WHEN (NOT coord.op_is_from_elsewhere()) EXECUTE FUNCTION gossip_wake();
+COMMENT ON TRIGGER gossip_wake ON op IS 'operations are pushed to the peers at commit';
 
 CREATE TRIGGER gossip_wake BEFORE INSERT ON intent_report
   FOR EACH ROW WHEN (NEW.learned_from IS NULL) EXECUTE FUNCTION gossip_wake();
@@ -138,6 +163,47 @@ CREATE FUNCTION report_epoch_range() RETURNS bigint
   RETURN greatest((SELECT max(l.epoch) FROM coord.lease l), (SELECT max(r.epoch) FROM coord.lease_report r), 0) >> 40;
 COMMENT ON FUNCTION report_epoch_range() IS 'the highest range of epochs in which any lease was granted, here or as far as was heard';
 
+-- Which operations are held completely: for each origin a number of a transaction there, below which all have
+-- ended. One's own number stands still while the log does, so that a quiet mesh has nothing to say.
+
+CREATE FUNCTION op_frontier_of(actor text, horizon bigint) RETURNS vclock
+  LANGUAGE sql STABLE STRICT
+  SET search_path = pg_catalog, coord, pg_temp
+  RETURN coalesce((SELECT coord.vclock_merge_agg(c.frontier) FROM coord.report_cursor c), '{}')
+         OPERATOR(coord.||) jsonb_build_object(actor, coalesce(
+           (SELECT least(o.local_xid::text::bigint + 1, horizon) FROM coord.op o ORDER BY o.local_xid DESC LIMIT 1), 0))::coord.vclock;
+COMMENT ON FUNCTION op_frontier_of(text, bigint) IS 'operations that this node holds completely, at a snapshot with this horizon';
+
+CREATE FUNCTION frontier() RETURNS vclock
+  LANGUAGE sql STABLE
+  SET search_path = pg_catalog, coord, pg_temp
+  RETURN coalesce((SELECT coord.op_frontier_of(n.actor, pg_snapshot_xmin(pg_current_snapshot())::text::bigint)
+                     FROM coord.local_node n), coord.node_required()::coord.vclock);
+COMMENT ON FUNCTION frontier() IS 'per origin, the horizon below which this node holds every operation';
+
+CREATE FUNCTION op_acknowledge(peer text, held vclock) RETURNS void
+  LANGUAGE sql VOLATILE STRICT
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+  UPDATE coord.ack a SET op_frontier = held, acknowledged_at = clock_timestamp()
+   WHERE a.node = peer AND a.op_frontier OPERATOR(coord.<>) held
+$$;
+COMMENT ON FUNCTION op_acknowledge(text, vclock) IS 'a peer has said which operations it holds';
+
+CREATE FUNCTION stable_frontier() RETURNS vclock
+  LANGUAGE sql STABLE
+  SET search_path = pg_catalog, coord, pg_temp
+  RETURN (SELECT coord.vclock_meet_agg(h.frontier)
+            FROM (SELECT coord.frontier() AS frontier
+                  UNION ALL
+                  SELECT coalesce(a.op_frontier, '{}')
+                    FROM coord.member m LEFT JOIN coord.ack a ON a.node = m.node
+                   WHERE m.role = 'voter' AND m.node <> coord.node_name()) h);
+COMMENT ON FUNCTION stable_frontier() IS 'what this node and every voter hold, as far as they have said';
+
+REVOKE ALL ON FUNCTION report_body(op), op_frontier_of(text, bigint), frontier(), op_acknowledge(text, vclock),
+  stable_frontier() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION frontier(), stable_frontier() TO coord_agent, coord_monitor;
 REVOKE ALL ON FUNCTION intent_report_own(), report_lapse_ask(), report_lapse(), report_epoch_range(),
   report_body(lease_report), report_body(intent_report), report_learn(text, jsonb) FROM PUBLIC;
 GRANT SELECT ON report_cursor TO coord_monitor;

@@ -42,8 +42,7 @@ extension_sql_file!(
     requires = ["incarnation"]
 );
 extension_sql_file!("../sql/intent.sql", name = "intent", requires = ["lease"]);
-extension_sql_file!("../sql/report.sql", name = "report", requires = ["intent"]);
-extension_sql_file!("../sql/oplog.sql", name = "oplog", requires = ["report"]);
+extension_sql_file!("../sql/oplog.sql", name = "oplog", requires = ["intent"]);
 extension_sql_file!("../sql/fold.sql", name = "fold", requires = ["oplog"]);
 extension_sql_file!(
     "../sql/conversation.sql",
@@ -51,10 +50,12 @@ extension_sql_file!(
     requires = ["fold"]
 );
 extension_sql_file!(
-    "../sql/health.sql",
-    name = "health",
+    "../sql/report.sql",
+    name = "report",
     requires = ["conversation"]
 );
+extension_sql_file!("../sql/sync.sql", name = "sync", requires = ["report"]);
+extension_sql_file!("../sql/health.sql", name = "health", requires = ["sync"]);
 
 static PRELOADED: AtomicBool = AtomicBool::new(false);
 

@@ -16,7 +16,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::report::{ReportBatch, Reports};
+use super::report::{Reader, ReportBatch, Reports};
 use super::snapshot::Snapshot;
 use crate::clock::vclock::{self, Vclock};
 use crate::crdt::constraint_state::{self, ConstraintState};
@@ -314,8 +314,8 @@ pub struct Heard {
     pub is_mistrusted: bool,
     /// The peer does not know its life yet, and takes nothing.
     pub is_asking: bool,
-    /// How far it has been given this node's reports; None while it takes none.
-    pub reports: Option<Position>,
+    /// Where it stands as a reader of this node's reports; None while it takes none.
+    pub reports: Option<Reader>,
 }
 
 impl Heard {
@@ -347,7 +347,7 @@ impl Heard {
         self.position.clone_from(&message.position);
         self.resync = message.resync;
         let reports = message.reports.as_ref();
-        self.reports = reports.map(|reports| reports.position.clone());
+        self.reports = reports.map(|reports| reports.reader.clone());
     }
 
     /// Decides whether the peer is to be given changes, and from where.
@@ -536,17 +536,20 @@ pub trait Replica {
     /// A peer has said who is alive; itself it is.
     fn hear(&mut self, peer: &str, heartbeats: &Heartbeats) -> Result<()>;
 
-    /// How far this node has been given the peer's reports; None where it has no place for any.
-    fn reports_position(&mut self, peer: &str) -> Result<Option<Position>>;
+    /// Where this node stands as a reader of the peer's reports; None where it has no place for any.
+    fn reports_reader(&mut self, peer: &str) -> Result<Option<Reader>>;
 
-    /// The reports that a reader at a position lacks; None when it lacks none. To be called before `feed`,
+    /// The reports that a reader lacks; None when it lacks none. To be called before `feed`,
     /// which makes sure that what was visible until then is on disk. A reader that has been given more than
     /// there is shows that this node was put back.
-    fn report(&mut self, peer: &str, position: &Position) -> Result<Option<ReportBatch>>;
+    fn report(&mut self, peer: &str, reader: &Reader) -> Result<Option<ReportBatch>>;
 
     /// Keeps what is newer than what is known, and moves the position with it in the same transaction
     /// where the batch continues it. Remembers where the peer's transaction log stood.
     fn learn_reports(&mut self, peer: &str, batch: &ReportBatch, log_position: u64) -> Result<()>;
+
+    /// A peer has said which operations it holds completely.
+    fn acknowledge_operations(&mut self, peer: &str, frontier: &[u8]) -> Result<()>;
 
     /// The highest range of epochs that this node knows of any lease.
     fn epoch_range(&mut self) -> Result<u64>;
@@ -559,25 +562,31 @@ pub trait Replica {
 fn speak_of_reports(
     replica: &mut dyn Replica,
     peer: &str,
-    reader: Option<&Position>,
+    reader: Option<&Reader>,
 ) -> Result<Option<Reports>> {
     if !replica.hello()?.is_confirmed {
         return Ok(None);
     }
-    let Some(position) = replica.reports_position(peer)? else {
+    let Some(own) = replica.reports_reader(peer)? else {
         return Ok(None);
     };
     let batch = reader.map_or(Ok(None), |reader| replica.report(peer, reader))?;
-    Ok(Some(Reports { position, batch }))
+    Ok(Some(Reports { reader: own, batch }))
 }
 
 /// Takes in the reports of a message. Where this node stands afterwards, it says in its own.
 fn receive_reports(replica: &mut dyn Replica, message: &Message) -> Result<()> {
-    match message.report_batch() {
-        Some(batch) if replica.hello()?.is_confirmed => {
-            replica.learn_reports(&message.hello.name, batch, message.log_position)
-        }
-        _ => Ok(()),
+    let peer = &message.hello.name;
+    let Some(reports) = &message.reports else {
+        return Ok(());
+    };
+    if !replica.hello()?.is_confirmed {
+        return Ok(());
+    }
+    replica.acknowledge_operations(peer, &reports.reader.frontier)?;
+    match &reports.batch {
+        Some(batch) => replica.learn_reports(peer, batch, message.log_position),
+        None => Ok(()),
     }
 }
 
@@ -761,7 +770,7 @@ pub fn respond(
         replica.part(peer)?;
     }
     let reports = match &heard.reports {
-        Some(position) => speak_of_reports(replica, peer, Some(position))?,
+        Some(reader) => speak_of_reports(replica, peer, Some(reader))?,
         None => None,
     };
     let feed = replica.feed(peer, Some(heard))?;
@@ -964,18 +973,19 @@ impl Round {
 
     fn takes_more_reports(&self, replica: &mut dyn Replica, reply: &Message) -> Result<bool> {
         match reply.report_batch().filter(|batch| batch.is_cut_off()) {
-            Some(batch) => Ok(replica.reports_position(&self.peer)?.as_ref() == Some(&batch.next)),
+            Some(batch) => {
+                let reader = replica.reports_reader(&self.peer)?;
+                Ok(reader.is_some_and(|reader| reader.position == batch.next))
+            }
             None => Ok(false),
         }
     }
 
     fn gives_more_reports(&self, replica: &mut dyn Replica, heard: &Heard) -> Result<bool> {
         match (&self.reported, &heard.reports) {
-            (Some(given), Some(position)) => Ok(given.is_cut_off() && given.next == *position),
+            (Some(given), Some(reader)) => Ok(given.is_cut_off() && given.next == reader.position),
             // Where the peer stands was not known before it answered.
-            (None, Some(position)) if self.asks => {
-                Ok(replica.report(&self.peer, position)?.is_some())
-            }
+            (None, Some(reader)) if self.asks => Ok(replica.report(&self.peer, reader)?.is_some()),
             _ => Ok(false),
         }
     }

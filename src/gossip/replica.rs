@@ -11,7 +11,7 @@ use super::detector;
 use super::protocol::{
     self, Absorbed, Batch, Claim, Feed, Heard, Holding, Position, Replica, Row, Start, Window,
 };
-use super::report::{self, Report, ReportBatch};
+use super::report::{self, Reader, Report, ReportBatch};
 use super::snapshot::Snapshot;
 use super::statistics;
 use super::tally::Tally;
@@ -218,12 +218,14 @@ impl<'s> Database<'s> {
     }
 
     /// Reports changed since `start` as far as `until` sees them, and where they were cut off when there
-    /// are more. From the beginning nothing is left out, not even what came from the reader itself.
+    /// are more; without operations that the reader holds. From the beginning nothing else is left out, not
+    /// even what came from the reader itself.
     fn changed_reports(
         &self,
         peer: &str,
         start: &Position,
         until: &Snapshot,
+        held: &[u8],
     ) -> Result<ChangedReports> {
         let given = start.given.as_ref();
         let window = start.window.as_ref();
@@ -234,10 +236,11 @@ impl<'s> Database<'s> {
                 Value::Ints(&in_progress_at(given)),
                 Value::Int(given.map_or(0, |given| given.xmax.cast_signed())),
                 Value::Int(window.map_or(0, |window| window.after_xid.cast_signed())),
-                Value::Text(Some(window.map_or("0", |window| &window.after_name))),
+                Value::Text(Some(window.map_or("0 ", |window| &window.after_name))),
                 Value::Text(Some(&until.to_string())),
                 Value::Int(limit),
                 Value::Text(Some(if start.is_full() { "" } else { peer })),
+                Value::Bytes(Some(held)),
             ],
         );
         let mut size = 0;
@@ -266,6 +269,18 @@ impl<'s> Database<'s> {
             rows,
             cut_off: last.filter(|_| found.len() as i64 == limit),
         })
+    }
+
+    /// The operations that this node holds completely as of the active snapshot.
+    fn op_frontier(&self, snapshot: &Snapshot) -> Result<Vec<u8>> {
+        let rows = self.spi.read(
+            c"SELECT coord.op_frontier_of($1, $2)::bytea",
+            &[
+                Value::Text(Some(&self.actor)),
+                Value::Int(snapshot.xmin.cast_signed()),
+            ],
+        );
+        required(&rows, 0, 0)
     }
 
     /// Splits off rows whose stamp is too far ahead of this server, and observes the others.
@@ -649,45 +664,65 @@ const STORE_CURSOR: &CStr = c"
            log_position = greatest(c.log_position, excluded.log_position)
      WHERE $2 OR NOT c.ceiling OPERATOR(coord.@>) excluded.ceiling";
 
-/// The same of reports, of leases and of committed runs; without those that came from reader `$7`.
+/// The same of reports, of leases and of committed runs, without those that came from reader `$7`, and of
+/// operations, without those that frontier `$8` covers. Within a transaction operations are told apart by
+/// number and origin, reports by a number that no two have; `$4` has both, with a blank between.
 const REPORTS: &CStr = c"
-    SELECT c.local_xid::text::bigint, c.number::text, c.report::text
-      FROM ((SELECT l.local_xid, l.number, CASE WHEN l.learned_from IS DISTINCT FROM $7 THEN coord.report_body(l) END AS report
+    SELECT c.local_xid::text::bigint, c.number || ' ' || c.origin, c.report::text
+      FROM ((SELECT l.local_xid, l.number, '' COLLATE \"C\" AS origin,
+                    CASE WHEN l.learned_from IS DISTINCT FROM $7 THEN coord.report_body(l) END AS report
                FROM coord.lease_report l
               WHERE l.local_xid = ANY (ARRAY(SELECT x::text::xid8 FROM unnest($1) x))
-                AND (l.local_xid, l.number) > ($3::text::xid8, $4::bigint)
+                AND (l.local_xid, l.number) > ($3::text::xid8, split_part($4, ' ', 1)::bigint)
                 AND pg_visible_in_snapshot(l.local_xid, $5::pg_snapshot)
               ORDER BY l.local_xid, l.number LIMIT $6)
             UNION ALL
-            (SELECT l.local_xid, l.number, CASE WHEN l.learned_from IS DISTINCT FROM $7 THEN coord.report_body(l) END
+            (SELECT l.local_xid, l.number, '', CASE WHEN l.learned_from IS DISTINCT FROM $7 THEN coord.report_body(l) END
                FROM coord.lease_report l
               WHERE l.local_xid >= $2::text::xid8
-                AND (l.local_xid, l.number) > ($3::text::xid8, $4::bigint)
+                AND (l.local_xid, l.number) > ($3::text::xid8, split_part($4, ' ', 1)::bigint)
                 AND pg_visible_in_snapshot(l.local_xid, $5::pg_snapshot)
               ORDER BY l.local_xid, l.number LIMIT $6)
             UNION ALL
-            (SELECT i.local_xid, i.number, CASE WHEN i.learned_from IS DISTINCT FROM $7 THEN coord.report_body(i) END
+            (SELECT i.local_xid, i.number, '', CASE WHEN i.learned_from IS DISTINCT FROM $7 THEN coord.report_body(i) END
                FROM coord.intent_report i
               WHERE i.local_xid = ANY (ARRAY(SELECT x::text::xid8 FROM unnest($1) x))
-                AND (i.local_xid, i.number) > ($3::text::xid8, $4::bigint)
+                AND (i.local_xid, i.number) > ($3::text::xid8, split_part($4, ' ', 1)::bigint)
                 AND pg_visible_in_snapshot(i.local_xid, $5::pg_snapshot)
               ORDER BY i.local_xid, i.number LIMIT $6)
             UNION ALL
-            (SELECT i.local_xid, i.number, CASE WHEN i.learned_from IS DISTINCT FROM $7 THEN coord.report_body(i) END
+            (SELECT i.local_xid, i.number, '', CASE WHEN i.learned_from IS DISTINCT FROM $7 THEN coord.report_body(i) END
                FROM coord.intent_report i
               WHERE i.local_xid >= $2::text::xid8
-                AND (i.local_xid, i.number) > ($3::text::xid8, $4::bigint)
+                AND (i.local_xid, i.number) > ($3::text::xid8, split_part($4, ' ', 1)::bigint)
                 AND pg_visible_in_snapshot(i.local_xid, $5::pg_snapshot)
-              ORDER BY i.local_xid, i.number LIMIT $6)) c
-     ORDER BY c.local_xid, c.number LIMIT $6";
+              ORDER BY i.local_xid, i.number LIMIT $6)
+            UNION ALL
+            (SELECT o.local_xid, o.seq, o.origin,
+                    CASE WHEN o.xid::text::bigint >= coord.vclock_get($8::coord.vclock, o.origin) THEN coord.report_body(o) END
+               FROM coord.op o
+              WHERE o.local_xid = ANY (ARRAY(SELECT x::text::xid8 FROM unnest($1) x))
+                AND (o.local_xid, o.seq, o.origin) > ($3::text::xid8, split_part($4, ' ', 1)::bigint, split_part($4, ' ', 2))
+                AND pg_visible_in_snapshot(o.local_xid, $5::pg_snapshot)
+              ORDER BY o.local_xid, o.seq, o.origin LIMIT $6)
+            UNION ALL
+            (SELECT o.local_xid, o.seq, o.origin,
+                    CASE WHEN o.xid::text::bigint >= coord.vclock_get($8::coord.vclock, o.origin) THEN coord.report_body(o) END
+               FROM coord.op o
+              WHERE o.local_xid >= $2::text::xid8
+                AND (o.local_xid, o.seq, o.origin) > ($3::text::xid8, split_part($4, ' ', 1)::bigint, split_part($4, ' ', 2))
+                AND pg_visible_in_snapshot(o.local_xid, $5::pg_snapshot)
+              ORDER BY o.local_xid, o.seq, o.origin LIMIT $6)) c
+     ORDER BY c.local_xid, c.number, c.origin LIMIT $6";
 
 const STORE_REPORT_CURSOR: &CStr = c"
-    INSERT INTO coord.report_cursor AS c (node, space, given, until, after_xid, after_number, log_position)
-    VALUES ($1, $2, $3::pg_snapshot, $4::pg_snapshot, $5, $6::bigint, '0/0'::pg_lsn + $7::numeric)
+    INSERT INTO coord.report_cursor AS c (node, space, given, until, after_xid, after_name, log_position, frontier)
+    VALUES ($1, $2, $3::pg_snapshot, $4::pg_snapshot, $5, $6, '0/0'::pg_lsn + $7::numeric, coalesce($8::coord.vclock, '{}'))
     ON CONFLICT (node) DO UPDATE
        SET space = excluded.space, given = excluded.given, until = excluded.until,
-           after_xid = excluded.after_xid, after_number = excluded.after_number,
-           log_position = greatest(c.log_position, excluded.log_position)";
+           after_xid = excluded.after_xid, after_name = excluded.after_name,
+           log_position = greatest(c.log_position, excluded.log_position),
+           frontier = c.frontier OPERATOR(coord.||) excluded.frontier";
 
 fn required<T: pgrx::FromDatum + pgrx::IntoDatum>(
     rows: &Rows,
@@ -894,45 +929,55 @@ impl Replica for Database<'_> {
         detector::hear(&self.local.name, peer, heartbeats)
     }
 
-    fn reports_position(&mut self, peer: &str) -> Result<Option<Position>> {
+    fn reports_reader(&mut self, peer: &str) -> Result<Option<Reader>> {
         if !Self::keeps_reports() {
             return Ok(None);
         }
         let rows = self.spi.write(
-            c"SELECT space, given::text, until::text, after_xid, after_number::text
+            c"SELECT space, given::text, until::text, after_xid, after_name
                 FROM coord.report_cursor WHERE node = $1",
             &[Value::Text(Some(peer))],
         );
-        if rows.is_empty() {
-            return Ok(Some(report::nowhere()));
-        }
-        stored_position(&rows).map(Some)
+        let position = if rows.is_empty() {
+            report::nowhere()
+        } else {
+            stored_position(&rows)?
+        };
+        let frontier = self
+            .spi
+            .with_snapshot(|_| self.op_frontier(&self.told_snapshot()?))?;
+        Ok(Some(Reader { position, frontier }))
     }
 
-    fn report(&mut self, peer: &str, position: &Position) -> Result<Option<ReportBatch>> {
-        let start = report::start(position, &self.space);
+    fn report(&mut self, peer: &str, reader: &Reader) -> Result<Option<ReportBatch>> {
+        let start = report::start(&reader.position, &self.space);
         let now = self.spi.with_snapshot(|_| self.told_snapshot())?;
         if let Some(reason) = report::reaches_beyond(&start, now.xmax) {
             self.doubt(&reason)?;
             return Ok(None);
         }
         self.spi.with_snapshot(|_| {
+            let now = self.told_snapshot()?;
             let until = match &start.window {
                 Some(window) => window.until.clone(),
-                None => self.told_snapshot()?,
+                None => now.clone(),
             };
-            let found = self.changed_reports(peer, &start, &until)?;
+            let found = self.changed_reports(peer, &start, &until, &reader.frontier)?;
+            let is_all = found.cut_off.is_none() && start.window.is_none();
+            let frontier = is_all.then(|| self.op_frontier(&now)).transpose()?;
             let batch = ReportBatch {
                 rows: found.rows,
                 next: self.next_position(&start, until, found.cut_off),
                 start,
+                frontier,
             };
-            Ok(Some(batch).filter(|batch| batch.is_worth_telling(found.count)))
+            let is_news = batch.is_worth_telling(found.count, &reader.frontier)?;
+            Ok(Some(batch).filter(|_| is_news))
         })
     }
 
     fn learn_reports(&mut self, peer: &str, batch: &ReportBatch, log_position: u64) -> Result<()> {
-        let Some(stored) = self.reports_position(peer)? else {
+        let Some(stored) = self.reports_reader(peer)? else {
             return Ok(());
         };
         self.spi.write(
@@ -942,7 +987,7 @@ impl Replica for Database<'_> {
                 Value::Text(Some(&to_json(&batch.rows)?)),
             ],
         );
-        if !batch.continues(&stored) {
+        if !batch.continues(&stored.position) {
             return Ok(());
         }
         let snapshot = |snapshot: Option<&Snapshot>| snapshot.map(Snapshot::to_string);
@@ -957,8 +1002,19 @@ impl Replica for Database<'_> {
                 Value::Int(window.map_or(0, |window| window.after_xid.cast_signed())),
                 Value::Text(window.map(|window| window.after_name.as_str())),
                 Value::Int(log_position.cast_signed()),
+                Value::Bytes(batch.frontier.as_deref()),
             ],
         );
+        Ok(())
+    }
+
+    fn acknowledge_operations(&mut self, peer: &str, frontier: &[u8]) -> Result<()> {
+        if Self::keeps_reports() {
+            self.spi.write(
+                c"SELECT coord.op_acknowledge($1, $2::coord.vclock)",
+                &[Value::Text(Some(peer)), Value::Bytes(Some(frontier))],
+            );
+        }
         Ok(())
     }
 

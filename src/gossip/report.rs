@@ -1,23 +1,28 @@
-//! What nodes tell each other beside their states: the leases they grant and the runs they have
-//! committed. Each report is about one thing of one node, which alone renews it; the others keep the
-//! newest and pass it on.
+//! What nodes tell each other beside their states: the leases they grant, the runs they have committed, and
+//! the operations of their logs. Each is about one thing of one node; the others keep it, or the newest of
+//! it, and pass it on.
 //!
-//! Nothing merges here and nothing is claimed to be complete, so the exchange needs no more than a
-//! reader's [`Position`] in the giver's table of reports, and rows that may come twice.
+//! Nothing merges here, so the exchange needs no more than a reader's [`Position`] among the giver's rows, and
+//! rows that may come twice. Of operations a node also says which it holds completely: its frontier has, for
+//! each origin, a number below which every transaction there has ended and none of its operations is missing
+//! here. Who has been given everything of a giver holds what that holds.
 
 use serde::{Deserialize, Serialize};
 
 use super::protocol::{Position, check_position};
 use super::snapshot::Snapshot;
+use crate::clock::vclock::{self, Vclock};
 use crate::error::Result;
 use crate::intent::report::CommittedRun;
 use crate::lease::report::LeaseReport;
+use crate::oplog::report::Operation;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Report {
     Lease(LeaseReport),
     Run(CommittedRun),
+    Op(Operation),
 }
 
 impl Report {
@@ -26,6 +31,7 @@ impl Report {
         match self {
             Self::Lease(lease) => lease.check(),
             Self::Run(run) => run.check(),
+            Self::Op(op) => op.check(),
         }
     }
 }
@@ -41,13 +47,20 @@ pub struct ReportBatch {
     pub rows: Vec<Report>,
     /// Where the reader is once it has stored these rows.
     pub next: Position,
+    /// Present when no operation the giver holds is missing after these rows.
+    pub frontier: Option<Vec<u8>>,
 }
 
 impl ReportBatch {
-    /// Whether the reader is to be told, when `count` reports were read to make it.
-    pub fn is_worth_telling(&self, count: usize) -> bool {
+    /// Whether the reader, which holds this frontier, is to be told, when `count` reports were read to
+    /// make it.
+    pub fn is_worth_telling(&self, count: usize, held: &[u8]) -> Result<bool> {
         let ends_window = self.start.window.is_some();
-        !self.rows.is_empty() || ends_window || self.is_cut_off() || count >= SKIPPED
+        let raises = match &self.frontier {
+            Some(frontier) => !vclock::covers(Vclock::parse(held)?, Vclock::parse(frontier)?),
+            None => false,
+        };
+        Ok(!self.rows.is_empty() || ends_window || self.is_cut_off() || count >= SKIPPED || raises)
     }
 
     /// Whether there is more than fitted in.
@@ -61,22 +74,35 @@ impl ReportBatch {
     }
 }
 
+/// Where a node stands as a reader of another one's reports.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reader {
+    /// How far it has been given them.
+    pub position: Position,
+    /// The operations that it holds completely, whoever gave them.
+    pub frontier: Vec<u8>,
+}
+
 /// The part of a message that is about reports.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reports {
-    /// How far the speaker has been given the listener's reports.
-    pub position: Position,
+    /// The speaker, as a reader of the listener's reports.
+    pub reader: Reader,
     pub batch: Option<ReportBatch>,
 }
 
 impl Reports {
     pub fn check(&self) -> Result<()> {
-        check_position(&self.position)?;
+        check_position(&self.reader.position)?;
+        Vclock::validate(&self.reader.frontier)?;
         let Some(batch) = &self.batch else {
             return Ok(());
         };
         check_position(&batch.start)?;
         check_position(&batch.next)?;
+        if let Some(frontier) = &batch.frontier {
+            Vclock::validate(frontier)?;
+        }
         batch.rows.iter().try_for_each(Report::check)
     }
 }

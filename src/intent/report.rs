@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Result, malformed_binary};
 use crate::lease::grant::check_name;
 use crate::node::identity;
-use crate::oplog::op::check_scope;
+use crate::oplog::op::{self, check_scope};
 
 /// A run that one node has recorded as committed. It is said once and never changes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,19 +28,13 @@ impl CommittedRun {
         check_name("a holder", &self.holder)?;
         check_scope(&self.scope)?;
         identity::check_name(&self.node)?;
-        if self.epoch > 0 && is_operation(&self.op_id) {
+        if self.epoch > 0 && op::is_name(&self.op_id) {
             Ok(())
         } else {
             let detail = "A committed run has a malformed op_id or epoch.";
             Err(malformed_binary("gossip message", detail))
         }
     }
-}
-
-fn is_operation(name: &str) -> bool {
-    let is_digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
-    name.strip_prefix("op-")
-        .is_some_and(|digits| digits.len() == 32 && digits.bytes().all(is_digit))
 }
 
 #[cfg(test)]

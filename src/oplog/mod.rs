@@ -1,4 +1,5 @@
 //! The operation log.
 
 pub mod op;
+pub mod report;
 pub mod sql;

@@ -68,6 +68,13 @@ pub fn check(scope: &str, surface: &str, key: &str) -> Result<()> {
     ))
 }
 
+/// Whether a text has the form of an operation's name.
+pub fn is_name(text: &str) -> bool {
+    let is_digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    text.strip_prefix("op-")
+        .is_some_and(|digits| digits.len() == 32 && digits.bytes().all(is_digit))
+}
+
 /// An operation as its name is made of it.
 #[derive(Clone, Copy, Debug)]
 pub struct Content<'a> {

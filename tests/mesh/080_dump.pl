@@ -50,6 +50,6 @@ foreach my $format (sort keys %restore)
 
 # Not looked up in the database: the worker of a restored node fills them as soon as it reaches a peer.
 my @copied = PostgreSQL::Test::Utils::slurp_file("$folder/plain") =~ /^COPY coord\.(\w+)/mg;
-is("@{[ sort @copied ]}", 'incarnation_log intent lease lease_history local_node member roster state', 'the dump has what is authoritative, and nothing that gossip finds out anew');
+is("@{[ sort @copied ]}", 'conflict incarnation_log intent lease lease_history local_node member op_default quarantine roster state', 'the dump has what is authoritative, and nothing that gossip finds out anew');
 
 done_testing();

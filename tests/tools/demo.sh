@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Shows three databases that coordinate: they record at once and agree, one is killed and comes back,
-# two are cut from each other and agree through the third. Exits non-zero when anything does not hold.
+# two are cut from each other and agree through the third, and lead one conversation. Exits non-zero when anything does not hold.
 #
 # KEEP=1 leaves the servers running, to try things.
 set -euo pipefail
@@ -186,6 +186,43 @@ paused_holder() {
 	echo "balance: $(sql a "SELECT balance FROM ledger")"
 }
 
+# said NODE N: waits until the node has N turns of the conversation.
+said() {
+	local deadline=$((SECONDS + 20))
+	until [[ $(sql "$1" "SELECT count(*) FROM coord.transcript('trip')") == "$2" ]]; do
+		((SECONDS < deadline)) || failed "$1 has $2 turns of the conversation"
+		sleep 0.05
+	done
+}
+
+# turn NODE ROLE CONTENT ARGUMENTS…: an agent there says something, and sees what was said before.
+turn() {
+	local told
+	told=$(sql "$1" "SELECT coord.record_turn('personal', 'trip', '$2', '$3'${4:-}) ->> 'op_id'")
+	echo "on $1, $2: $3 ($told)"
+}
+
+resumed_conversation() {
+	local name
+	turn a user "Is it warm enough to swim in Oslo?"
+	said b 1
+	turn b assistant "Let me look." ", '[{\"id\": \"call-1\", \"name\": \"weather\", \"arguments\": {\"city\": \"Oslo\"}}]'"
+	said a 2
+	turn a user "And in Rome?"
+	said b 3
+	turn b tool "Oslo: 19 degrees in the water" ", tool_use_id => 'call-1'"
+	for name in "${nodes[@]}"; do said "$name" 4; done
+	echo "c has heard all of it, and goes on with:"
+	sql c "SELECT m FROM jsonb_array_elements(coord.resume('trip')) m"
+	[[ $(sql c "SELECT string_agg(m ->> 'role', ' ') FROM jsonb_array_elements(coord.resume('trip')) m") == 'user assistant tool user' ]] ||
+		failed "the late answer of the tool is where its call is"
+	turn c assistant "Warm enough, for the brave."
+	for name in "${nodes[@]}"; do said "$name" 5; done
+	for name in "${nodes[@]}"; do sql "$name" "SELECT coord.node_name() || ' ' || coord.state_hash()"; done
+	[[ $(for name in "${nodes[@]}"; do sql "$name" "SELECT coord.state_hash()"; done | sort -u | wc -l) == 1 ]] ||
+		failed "the folded states are equal"
+}
+
 finish() {
 	local status=$?
 	if [[ -n ${KEEP:-} && $status -eq 0 ]]; then return; fi
@@ -200,6 +237,7 @@ try_next() {
 	cat <<-LINES
 		  $psql -p ${port[a]} -c "SELECT coord.state_add_constraint('fleet', 'tidy-the-dock')"
 		  $psql -p ${port[b]} -c "SELECT coord.constraint_ids(value) FROM coord.state WHERE name = 'fleet'"
+		  $psql -p ${port[b]} -c "SELECT role, content FROM coord.transcript('trip')"
 		  $psql -p ${port[c]} -c "SELECT * FROM coord.convergence" -c "SELECT * FROM coord.peer_status"
 	LINES
 	if [[ -n ${KEEP:-} ]]; then echo "Servers and logs are in $work."; fi
@@ -272,8 +310,11 @@ for name in "${nodes[@]}"; do echo "$name $(digest "$name")"; done
 [[ $(for name in "${nodes[@]}"; do digest "$name"; done | sort -u | wc -l) == 1 ]] || failed "the digests are equal"
 sql a "SELECT coord.node_summary()"
 
+step "A conversation: begun on a, answered on b, resumed on c"
+resumed_conversation
+
 step "On a, a holder of a lease is paused, superseded, and refused inside its own transaction"
 paused_holder
 echo
-echo "Everything held: 400 checks recorded, 400 counted on every node, and no stale write."
+echo "Everything held: 400 checks recorded, 400 counted on every node, one conversation, and no stale write."
 try_next

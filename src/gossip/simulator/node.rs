@@ -17,7 +17,7 @@ use crate::error::{self, Result};
 use crate::gossip::protocol::{
     Absorbed, Batch, Claim, Feed, Heard, Holding, Position, Replica, Row, Start, Window, continues,
 };
-use crate::gossip::report::ReportBatch;
+use crate::gossip::report::{Reader, ReportBatch};
 use crate::gossip::snapshot::Snapshot;
 use crate::node::detector::Heartbeats;
 use crate::node::identity::{self, Hello};
@@ -1169,12 +1169,19 @@ impl Replica for Session<'_> {
         Ok(())
     }
 
-    fn reports_position(&mut self, peer: &str) -> Result<Option<Position>> {
-        Ok(Some(self.stored_reports_position(peer)))
+    fn reports_reader(&mut self, peer: &str) -> Result<Option<Reader>> {
+        Ok(Some(Reader {
+            position: self.stored_reports_position(peer),
+            frontier: vclock::empty(),
+        }))
     }
 
-    fn report(&mut self, peer: &str, position: &Position) -> Result<Option<ReportBatch>> {
-        Session::report(self, peer, position)
+    fn report(&mut self, peer: &str, reader: &Reader) -> Result<Option<ReportBatch>> {
+        Session::report(self, peer, reader)
+    }
+
+    fn acknowledge_operations(&mut self, _peer: &str, _frontier: &[u8]) -> Result<()> {
+        Ok(())
     }
 
     fn learn_reports(&mut self, peer: &str, batch: &ReportBatch, log_position: u64) -> Result<()> {

@@ -199,5 +199,19 @@ INSERT INTO history
 SELECT count(DISTINCT outcome(o.numbers)) AS outcomes, count(*) AS orders
   FROM (SELECT array_agg(h.n::int ORDER BY random()) AS numbers FROM history h, generate_series(1, 8) s GROUP BY s) o;
 
+--
+-- What is held
+--
+SELECT key, jsonb_typeof(value) AS type FROM jsonb_each(sync_status()) ORDER BY key COLLATE "C";
+SELECT s ->> 'device_id' AS device_id, (s ->> 'state_hash') = state_hash() AS state_hash, s -> 'roster' AS roster,
+       (s ->> 'journal_frontier')::vclock = frontier() AS frontier
+  FROM sync_status() s;
+-- Alone, all that is held is stable; what is still open, neither.
+SELECT frontier() = stable_frontier() AS stable, vclock_get(frontier(), 'log') > max(xid::text::bigint) AS complete FROM op WHERE origin = 'log';
+BEGIN;
+SELECT op_append('personal', 'skill', '{"id": "open"}') IS NOT NULL AS appended;
+SELECT vclock_get(frontier(), 'log') <= pg_current_xact_id()::text::bigint AS below;
+ROLLBACK;
+
 \c :regression
 DROP DATABASE regress_oplog WITH (FORCE);

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::{Handle, Node, Session, Transaction};
 use crate::error::{self, Result};
 use crate::gossip::protocol::{Position, Replica, Window};
-use crate::gossip::report::{Report, ReportBatch, nowhere, reaches_beyond, start};
+use crate::gossip::report::{Reader, Report, ReportBatch, nowhere, reaches_beyond, start};
 use crate::gossip::snapshot::Snapshot;
 use crate::lease::grant::next_epoch;
 use crate::lease::report::LeaseReport;
@@ -181,8 +181,8 @@ impl Session<'_> {
         found
     }
 
-    pub fn report(&mut self, peer: &str, position: &Position) -> Result<Option<ReportBatch>> {
-        let start = start(position, &self.space());
+    pub fn report(&mut self, peer: &str, reader: &Reader) -> Result<Option<ReportBatch>> {
+        let start = start(&reader.position, &self.space());
         let now = self.node.told_snapshot(self.handle, self.standpoint);
         if let Some(reason) = reaches_beyond(&start, now.xmax) {
             self.doubt(&reason)?;
@@ -217,8 +217,14 @@ impl Session<'_> {
             },
             window,
         };
-        let batch = ReportBatch { start, rows, next };
-        Ok(Some(batch).filter(|batch| batch.is_worth_telling(count)))
+        let batch = ReportBatch {
+            start,
+            rows,
+            next,
+            frontier: None,
+        };
+        let is_news = batch.is_worth_telling(count, &reader.frontier)?;
+        Ok(Some(batch).filter(|_| is_news))
     }
 
     pub fn learn_reports(&mut self, peer: &str, batch: &ReportBatch) -> Result<()> {
