@@ -120,12 +120,22 @@ END
 $$;
 COMMENT ON FUNCTION op_fold(op[]) IS 'brings the folded state to what it is with these operations';
 
+CREATE TABLE fold_waiting (
+  origin text COLLATE "C" NOT NULL,
+  seq bigint NOT NULL,
+  since timestamptz NOT NULL DEFAULT clock_timestamp(),
+  PRIMARY KEY (origin, seq)
+);
+COMMENT ON TABLE fold_waiting IS 'operations in the log whose record a local transaction holds; folded when it ends';
+
 CREATE FUNCTION op_fold() RETURNS trigger
   LANGUAGE plpgsql
   SET search_path = pg_catalog, coord, pg_temp
 AS $$
 BEGIN
-  PERFORM coord.op_fold(ARRAY[NEW::coord.op]);
+  IF NOT EXISTS (SELECT FROM coord.fold_waiting w WHERE (w.origin, w.seq) = (NEW.origin, NEW.seq)) THEN
+    PERFORM coord.op_fold(ARRAY[NEW::coord.op]);
+  END IF;
   RETURN NULL;
 END
 $$;
@@ -134,6 +144,35 @@ CREATE TRIGGER op_fold AFTER INSERT ON op
   FOR EACH ROW WHEN (coord.op_is_single()) EXECUTE FUNCTION op_fold();
 ALTER TABLE op ENABLE ALWAYS TRIGGER op_fold;
 COMMENT ON TRIGGER op_fold ON op IS 'also for rows that replication applies';
+
+CREATE FUNCTION fold_retry() RETURNS bigint
+  LANGUAGE plpgsql VOLATILE
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+DECLARE
+  patience text := current_setting('lock_timeout');
+  waiting record;
+  folded bigint := 0;
+BEGIN
+  PERFORM set_config('lock_timeout', '1ms', true);
+  FOR waiting IN
+    SELECT o AS op, w.origin, w.seq
+      FROM coord.fold_waiting w JOIN coord.op o ON (o.origin, o.seq) = (w.origin, w.seq)
+     ORDER BY o.scope, o.surface, coord.op_key(o.surface, o.payload) COLLATE "C"
+  LOOP
+    BEGIN
+      PERFORM coord.op_fold(ARRAY[waiting.op::coord.op]);
+      DELETE FROM coord.fold_waiting w WHERE (w.origin, w.seq) = (waiting.origin, waiting.seq);
+      folded := folded + 1;
+    EXCEPTION WHEN lock_not_available THEN
+      NULL; -- later
+    END;
+  END LOOP;
+  PERFORM set_config('lock_timeout', patience, true);
+  RETURN folded;
+END
+$$;
+COMMENT ON FUNCTION fold_retry() IS 'folds what waited for a local transaction that has ended; returns how many operations that were';
 
 -- The digest of the folded state, kept in parts that nobody waits for.
 
@@ -263,7 +302,8 @@ $$;
 COMMENT ON FUNCTION op_refold() IS 'folds the whole log again, and puts right what differs; returns how many rows that were';
 
 REVOKE ALL ON FUNCTION turn_time(text), turn_of(op), observation_of(op), record_of(op), record_rank(text, hlc, text),
-  op_fold(op[]), op_fold(), fold_row_digest(text, text), fold_digest(), state_hash(), fold_digest_compact(bigint),
+  op_fold(op[]), op_fold(), fold_retry(), fold_row_digest(text, text), fold_digest(), state_hash(), fold_digest_compact(bigint),
   op_refold() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION state_hash() TO coord_agent, coord_monitor;
 GRANT SELECT ON turn, conversation, observation, record, fold_digest TO coord_agent, coord_monitor;
+GRANT SELECT ON fold_waiting TO coord_monitor;

@@ -1024,12 +1024,22 @@ END
 $$;
 COMMENT ON FUNCTION op_fold(op[]) IS 'brings the folded state to what it is with these operations';
 
+CREATE TABLE fold_waiting (
+  origin text COLLATE "C" NOT NULL,
+  seq bigint NOT NULL,
+  since timestamptz NOT NULL DEFAULT clock_timestamp(),
+  PRIMARY KEY (origin, seq)
+);
+COMMENT ON TABLE fold_waiting IS 'operations in the log whose record a local transaction holds; folded when it ends';
+
 CREATE FUNCTION op_fold() RETURNS trigger
   LANGUAGE plpgsql
   SET search_path = pg_catalog, coord, pg_temp
 AS $$
 BEGIN
-  PERFORM coord.op_fold(ARRAY[NEW::coord.op]);
+  IF NOT EXISTS (SELECT FROM coord.fold_waiting w WHERE (w.origin, w.seq) = (NEW.origin, NEW.seq)) THEN
+    PERFORM coord.op_fold(ARRAY[NEW::coord.op]);
+  END IF;
   RETURN NULL;
 END
 $$;
@@ -1038,6 +1048,35 @@ CREATE TRIGGER op_fold AFTER INSERT ON op
   FOR EACH ROW WHEN (coord.op_is_single()) EXECUTE FUNCTION op_fold();
 ALTER TABLE op ENABLE ALWAYS TRIGGER op_fold;
 COMMENT ON TRIGGER op_fold ON op IS 'also for rows that replication applies';
+
+CREATE FUNCTION fold_retry() RETURNS bigint
+  LANGUAGE plpgsql VOLATILE
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+DECLARE
+  patience text := current_setting('lock_timeout');
+  waiting record;
+  folded bigint := 0;
+BEGIN
+  PERFORM set_config('lock_timeout', '1ms', true);
+  FOR waiting IN
+    SELECT o AS op, w.origin, w.seq
+      FROM coord.fold_waiting w JOIN coord.op o ON (o.origin, o.seq) = (w.origin, w.seq)
+     ORDER BY o.scope, o.surface, coord.op_key(o.surface, o.payload) COLLATE "C"
+  LOOP
+    BEGIN
+      PERFORM coord.op_fold(ARRAY[waiting.op::coord.op]);
+      DELETE FROM coord.fold_waiting w WHERE (w.origin, w.seq) = (waiting.origin, waiting.seq);
+      folded := folded + 1;
+    EXCEPTION WHEN lock_not_available THEN
+      NULL; -- later
+    END;
+  END LOOP;
+  PERFORM set_config('lock_timeout', patience, true);
+  RETURN folded;
+END
+$$;
+COMMENT ON FUNCTION fold_retry() IS 'folds what waited for a local transaction that has ended; returns how many operations that were';
 
 -- The digest of the folded state, kept in parts that nobody waits for.
 
@@ -1167,10 +1206,11 @@ $$;
 COMMENT ON FUNCTION op_refold() IS 'folds the whole log again, and puts right what differs; returns how many rows that were';
 
 REVOKE ALL ON FUNCTION turn_time(text), turn_of(op), observation_of(op), record_of(op), record_rank(text, hlc, text),
-  op_fold(op[]), op_fold(), fold_row_digest(text, text), fold_digest(), state_hash(), fold_digest_compact(bigint),
+  op_fold(op[]), op_fold(), fold_retry(), fold_row_digest(text, text), fold_digest(), state_hash(), fold_digest_compact(bigint),
   op_refold() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION state_hash() TO coord_agent, coord_monitor;
 GRANT SELECT ON turn, conversation, observation, record, fold_digest TO coord_agent, coord_monitor;
+GRANT SELECT ON fold_waiting TO coord_monitor;
 
 CREATE FUNCTION turn_role(role text) RETURNS text
   LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'turn_role_wrapper';
@@ -1297,10 +1337,62 @@ CREATE FUNCTION report_body(report op) RETURNS jsonb
     'recorded_at', (extract(epoch FROM report.recorded_at) * 1000000)::bigint, 'tenant_id', report.tenant_id));
 COMMENT ON FUNCTION report_body(op) IS 'an operation as it travels by gossip';
 
+CREATE FUNCTION op_insert(ops jsonb[]) RETURNS bigint
+  LANGUAGE sql VOLATILE STRICT
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+  WITH admitted AS (
+    INSERT INTO coord.op (origin, seq, xid, hlc, op_id, scope, surface, payload, recorded_at, tenant_id)
+    SELECT o.origin, o.seq, o.xid::text::xid8, o.hlc, o.op_id, o.scope, o.surface, o.payload::jsonb,
+           'epoch'::timestamptz + o.recorded_at * interval '1 microsecond', o.tenant_id
+      FROM unnest(ops) AS e(op)
+     CROSS JOIN LATERAL jsonb_to_record(e.op)
+       AS o(origin text, seq bigint, xid bigint, hlc coord.hlc, op_id text, scope text, surface text, payload text,
+            recorded_at bigint, tenant_id uuid)
+     ORDER BY o.scope COLLATE "C", o.surface COLLATE "C", coord.op_key(o.surface, o.payload::jsonb) COLLATE "C"
+    RETURNING 1)
+  SELECT count(*) FROM admitted
+$$;
+COMMENT ON FUNCTION op_insert(jsonb[]) IS 'puts operations into the log, in the order of what they fold into; returns how many were new';
+
+-- A record may be in the hands of a transaction that stays open. The wait for it is cut short; and then one by
+-- one, so that no operation waits for another's: one whose record is held is in the log, and folded later.
+CREATE FUNCTION op_learn(ops jsonb[]) RETURNS bigint
+  LANGUAGE plpgsql VOLATILE STRICT
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+DECLARE
+  patience text := current_setting('lock_timeout');
+  admitted bigint := 0;
+BEGIN
+  IF cardinality(ops) = 0 THEN
+    RETURN 0;
+  END IF;
+  BEGIN
+    PERFORM set_config('lock_timeout', '100ms', true);
+    admitted := coord.op_insert(ops);
+  EXCEPTION WHEN lock_not_available THEN
+    PERFORM set_config('lock_timeout', '1ms', true);
+    FOR place IN 1..cardinality(ops) LOOP
+      BEGIN
+        admitted := admitted + coord.op_insert(ops[place:place]);
+      EXCEPTION WHEN lock_not_available THEN
+        INSERT INTO coord.fold_waiting (origin, seq) VALUES (ops[place] ->> 'origin', (ops[place] ->> 'seq')::bigint)
+        ON CONFLICT DO NOTHING;
+        admitted := admitted + coord.op_insert(ops[place:place]);
+      END;
+    END LOOP;
+  END;
+  PERFORM set_config('lock_timeout', patience, true);
+  RETURN admitted;
+END
+$$;
+COMMENT ON FUNCTION op_learn(jsonb[]) IS 'puts operations that a peer gave into the log and waits for nobody; returns how many were new';
+
 -- Rows are taken in the order of their keys: two peers may give the same ones at once; and what is no news
 -- is not touched. Of its own leases a node believes nobody: what an earlier life has granted lies below the
 -- epochs of this one. A run that it has committed in an earlier life is committed.
-CREATE FUNCTION report_learn(sender text, reports jsonb) RETURNS void
+CREATE FUNCTION report_learn(sender text, reports jsonb) RETURNS bigint
   LANGUAGE sql VOLATILE STRICT
   SET search_path = pg_catalog, coord, pg_temp
 AS $$
@@ -1331,17 +1423,9 @@ AS $$
    ORDER BY i.agent COLLATE "C", i.run_id COLLATE "C", i.scope COLLATE "C", i.node COLLATE "C"
   ON CONFLICT DO NOTHING;
 
-  INSERT INTO coord.op (origin, seq, xid, hlc, op_id, scope, surface, payload, recorded_at, tenant_id)
-  SELECT o.origin, o.seq, o.xid::text::xid8, o.hlc, o.op_id, o.scope, o.surface, o.payload::jsonb,
-         'epoch'::timestamptz + o.recorded_at * interval '1 microsecond', o.tenant_id
-    FROM jsonb_array_elements(reports) AS e(report)
-   CROSS JOIN LATERAL jsonb_to_record(e.report -> 'op')
-     AS o(origin text, seq bigint, xid bigint, hlc coord.hlc, op_id text, scope text, surface text, payload text,
-          recorded_at bigint, tenant_id uuid)
-   WHERE e.report ? 'op'
-   ORDER BY o.scope COLLATE "C", o.surface COLLATE "C", coord.op_key(o.surface, o.payload::jsonb) COLLATE "C"
+  SELECT coord.op_learn(ARRAY(SELECT e.report -> 'op' FROM jsonb_array_elements(reports) AS e(report) WHERE e.report ? 'op'))
 $$;
-COMMENT ON FUNCTION report_learn(text, jsonb) IS 'keeps the reports that are newer than what is known';
+COMMENT ON FUNCTION report_learn(text, jsonb) IS 'keeps the reports that are newer than what is known, and operations; returns how many of these were new';
 
 CREATE TRIGGER gossip_wake AFTER INSERT ON op
   FOR EACH STATEMENT WHEN (NOT coord.op_is_from_elsewhere()) EXECUTE FUNCTION gossip_wake();
@@ -1453,7 +1537,7 @@ CREATE FUNCTION stable_frontier() RETURNS vclock
                    WHERE m.role = 'voter' AND m.node <> coord.node_name()) h);
 COMMENT ON FUNCTION stable_frontier() IS 'what this node and every voter hold, as far as they have said';
 
-REVOKE ALL ON FUNCTION report_body(op), op_frontier_of(text, bigint), frontier(), op_acknowledge(text, vclock),
+REVOKE ALL ON FUNCTION report_body(op), op_insert(jsonb[]), op_learn(jsonb[]), op_frontier_of(text, bigint), frontier(), op_acknowledge(text, vclock),
   stable_frontier() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION frontier(), stable_frontier() TO coord_agent, coord_monitor;
 REVOKE ALL ON FUNCTION intent_report_own(), report_lapse_ask(), report_lapse(), report_epoch_range(),
@@ -1473,7 +1557,13 @@ CREATE FUNCTION sync_status() RETURNS jsonb
                  FROM coord.node n));
 COMMENT ON FUNCTION sync_status() IS 'who this node is, what it holds, what all hold, and who all are';
 
-REVOKE ALL ON FUNCTION sync_status() FROM PUBLIC;
+CREATE FUNCTION sync_pump(peer text) RETURNS jsonb
+  LANGUAGE c VOLATILE STRICT
+  SET search_path = pg_catalog, coord, pg_temp
+  AS 'MODULE_PATHNAME', 'sync_pump_wrapper';
+COMMENT ON FUNCTION sync_pump(text) IS 'one exchange of operations with a peer now: pushed, push_deduped, folded, acked, state_hash';
+
+REVOKE ALL ON FUNCTION sync_status(), sync_pump(text) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION sync_status() TO coord_monitor;
 
 CREATE OR REPLACE VIEW metrics AS

@@ -45,10 +45,62 @@ CREATE FUNCTION report_body(report op) RETURNS jsonb
     'recorded_at', (extract(epoch FROM report.recorded_at) * 1000000)::bigint, 'tenant_id', report.tenant_id));
 COMMENT ON FUNCTION report_body(op) IS 'an operation as it travels by gossip';
 
+CREATE FUNCTION op_insert(ops jsonb[]) RETURNS bigint
+  LANGUAGE sql VOLATILE STRICT
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+  WITH admitted AS (
+    INSERT INTO coord.op (origin, seq, xid, hlc, op_id, scope, surface, payload, recorded_at, tenant_id)
+    SELECT o.origin, o.seq, o.xid::text::xid8, o.hlc, o.op_id, o.scope, o.surface, o.payload::jsonb,
+           'epoch'::timestamptz + o.recorded_at * interval '1 microsecond', o.tenant_id
+      FROM unnest(ops) AS e(op)
+     CROSS JOIN LATERAL jsonb_to_record(e.op)
+       AS o(origin text, seq bigint, xid bigint, hlc coord.hlc, op_id text, scope text, surface text, payload text,
+            recorded_at bigint, tenant_id uuid)
+     ORDER BY o.scope COLLATE "C", o.surface COLLATE "C", coord.op_key(o.surface, o.payload::jsonb) COLLATE "C"
+    RETURNING 1)
+  SELECT count(*) FROM admitted
+$$;
+COMMENT ON FUNCTION op_insert(jsonb[]) IS 'puts operations into the log, in the order of what they fold into; returns how many were new';
+
+-- A record may be in the hands of a transaction that stays open. The wait for it is cut short; and then one by
+-- one, so that no operation waits for another's: one whose record is held is in the log, and folded later.
+CREATE FUNCTION op_learn(ops jsonb[]) RETURNS bigint
+  LANGUAGE plpgsql VOLATILE STRICT
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+DECLARE
+  patience text := current_setting('lock_timeout');
+  admitted bigint := 0;
+BEGIN
+  IF cardinality(ops) = 0 THEN
+    RETURN 0;
+  END IF;
+  BEGIN
+    PERFORM set_config('lock_timeout', '100ms', true);
+    admitted := coord.op_insert(ops);
+  EXCEPTION WHEN lock_not_available THEN
+    PERFORM set_config('lock_timeout', '1ms', true);
+    FOR place IN 1..cardinality(ops) LOOP
+      BEGIN
+        admitted := admitted + coord.op_insert(ops[place:place]);
+      EXCEPTION WHEN lock_not_available THEN
+        INSERT INTO coord.fold_waiting (origin, seq) VALUES (ops[place] ->> 'origin', (ops[place] ->> 'seq')::bigint)
+        ON CONFLICT DO NOTHING;
+        admitted := admitted + coord.op_insert(ops[place:place]);
+      END;
+    END LOOP;
+  END;
+  PERFORM set_config('lock_timeout', patience, true);
+  RETURN admitted;
+END
+$$;
+COMMENT ON FUNCTION op_learn(jsonb[]) IS 'puts operations that a peer gave into the log and waits for nobody; returns how many were new';
+
 -- Rows are taken in the order of their keys: two peers may give the same ones at once; and what is no news
 -- is not touched. Of its own leases a node believes nobody: what an earlier life has granted lies below the
 -- epochs of this one. A run that it has committed in an earlier life is committed.
-CREATE FUNCTION report_learn(sender text, reports jsonb) RETURNS void
+CREATE FUNCTION report_learn(sender text, reports jsonb) RETURNS bigint
   LANGUAGE sql VOLATILE STRICT
   SET search_path = pg_catalog, coord, pg_temp
 AS $$
@@ -79,17 +131,9 @@ AS $$
    ORDER BY i.agent COLLATE "C", i.run_id COLLATE "C", i.scope COLLATE "C", i.node COLLATE "C"
   ON CONFLICT DO NOTHING;
 
-  INSERT INTO coord.op (origin, seq, xid, hlc, op_id, scope, surface, payload, recorded_at, tenant_id)
-  SELECT o.origin, o.seq, o.xid::text::xid8, o.hlc, o.op_id, o.scope, o.surface, o.payload::jsonb,
-         'epoch'::timestamptz + o.recorded_at * interval '1 microsecond', o.tenant_id
-    FROM jsonb_array_elements(reports) AS e(report)
-   CROSS JOIN LATERAL jsonb_to_record(e.report -> 'op')
-     AS o(origin text, seq bigint, xid bigint, hlc coord.hlc, op_id text, scope text, surface text, payload text,
-          recorded_at bigint, tenant_id uuid)
-   WHERE e.report ? 'op'
-   ORDER BY o.scope COLLATE "C", o.surface COLLATE "C", coord.op_key(o.surface, o.payload::jsonb) COLLATE "C"
+  SELECT coord.op_learn(ARRAY(SELECT e.report -> 'op' FROM jsonb_array_elements(reports) AS e(report) WHERE e.report ? 'op'))
 $$;
-COMMENT ON FUNCTION report_learn(text, jsonb) IS 'keeps the reports that are newer than what is known';
+COMMENT ON FUNCTION report_learn(text, jsonb) IS 'keeps the reports that are newer than what is known, and operations; returns how many of these were new';
 
 CREATE TRIGGER gossip_wake AFTER INSERT ON op
   FOR EACH STATEMENT WHEN (NOT coord.op_is_from_elsewhere()) EXECUTE FUNCTION gossip_wake();
@@ -201,7 +245,7 @@ CREATE FUNCTION stable_frontier() RETURNS vclock
                    WHERE m.role = 'voter' AND m.node <> coord.node_name()) h);
 COMMENT ON FUNCTION stable_frontier() IS 'what this node and every voter hold, as far as they have said';
 
-REVOKE ALL ON FUNCTION report_body(op), op_frontier_of(text, bigint), frontier(), op_acknowledge(text, vclock),
+REVOKE ALL ON FUNCTION report_body(op), op_insert(jsonb[]), op_learn(jsonb[]), op_frontier_of(text, bigint), frontier(), op_acknowledge(text, vclock),
   stable_frontier() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION frontier(), stable_frontier() TO coord_agent, coord_monitor;
 REVOKE ALL ON FUNCTION intent_report_own(), report_lapse_ask(), report_lapse(), report_epoch_range(),

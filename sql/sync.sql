@@ -13,5 +13,11 @@ CREATE FUNCTION sync_status() RETURNS jsonb
                  FROM coord.node n));
 COMMENT ON FUNCTION sync_status() IS 'who this node is, what it holds, what all hold, and who all are';
 
-REVOKE ALL ON FUNCTION sync_status() FROM PUBLIC;
+CREATE FUNCTION sync_pump(peer text) RETURNS jsonb
+  LANGUAGE c VOLATILE STRICT
+  SET search_path = pg_catalog, coord, pg_temp
+  AS 'MODULE_PATHNAME', 'sync_pump_wrapper';
+COMMENT ON FUNCTION sync_pump(text) IS 'one exchange of operations with a peer now: pushed, push_deduped, folded, acked, state_hash';
+
+REVOKE ALL ON FUNCTION sync_status(), sync_pump(text) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION sync_status() TO coord_monitor;

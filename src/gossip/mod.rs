@@ -12,6 +12,7 @@ pub(crate) mod launcher;
 mod passfile;
 mod peers;
 pub mod protocol;
+mod pump;
 mod replica;
 mod report;
 mod reporter;

@@ -545,8 +545,9 @@ pub trait Replica {
     fn report(&mut self, peer: &str, reader: &Reader) -> Result<Option<ReportBatch>>;
 
     /// Keeps what is newer than what is known, and moves the position with it in the same transaction
-    /// where the batch continues it. Remembers where the peer's transaction log stood.
-    fn learn_reports(&mut self, peer: &str, batch: &ReportBatch, log_position: u64) -> Result<()>;
+    /// where the batch continues it. Remembers where the peer's transaction log stood. Returns how many
+    /// operations were new.
+    fn learn_reports(&mut self, peer: &str, batch: &ReportBatch, log_position: u64) -> Result<u64>;
 
     /// A peer has said which operations it holds completely.
     fn acknowledge_operations(&mut self, peer: &str, frontier: &[u8]) -> Result<()>;
@@ -571,22 +572,27 @@ fn speak_of_reports(
         return Ok(None);
     };
     let batch = reader.map_or(Ok(None), |reader| replica.report(peer, reader))?;
-    Ok(Some(Reports { reader: own, batch }))
+    Ok(Some(Reports {
+        reader: own,
+        batch,
+        admitted: 0,
+    }))
 }
 
-/// Takes in the reports of a message. Where this node stands afterwards, it says in its own.
-fn receive_reports(replica: &mut dyn Replica, message: &Message) -> Result<()> {
+/// Takes in the reports of a message. Where this node stands afterwards, it says in its own. Returns how many
+/// operations were new.
+pub fn receive_reports(replica: &mut dyn Replica, message: &Message) -> Result<u64> {
     let peer = &message.hello.name;
     let Some(reports) = &message.reports else {
-        return Ok(());
+        return Ok(0);
     };
     if !replica.hello()?.is_confirmed {
-        return Ok(());
+        return Ok(0);
     }
     replica.acknowledge_operations(peer, &reports.reader.frontier)?;
     match &reports.batch {
         Some(batch) => replica.learn_reports(peer, batch, message.log_position),
-        None => Ok(()),
+        None => Ok(0),
     }
 }
 
@@ -607,7 +613,7 @@ fn receive(replica: &mut dyn Replica, message: &Message) -> Result<Absorbed> {
     Ok(absorbed)
 }
 
-fn speak(replica: &mut dyn Replica, peer: &str, feed: &Feed) -> Result<Message> {
+pub fn speak(replica: &mut dyn Replica, peer: &str, feed: &Feed) -> Result<Message> {
     let (position, resync) = replica.position(peer)?;
     Ok(Message {
         hello: replica.hello()?,
@@ -645,7 +651,7 @@ fn speak_to_superseded(replica: &mut dyn Replica, peer: &str) -> Result<Message>
 /// A request can be carried out after the server that sent it has ended. If its node was told before
 /// that what is known of it, and went on in its life, it uses again the numbers the request tells of.
 /// So a message is either counted in what the node is told when it asks, or refused afterwards.
-fn admit(replica: &mut dyn Replica, message: &Message) -> Result<Admission> {
+pub fn admit(replica: &mut dyn Replica, message: &Message) -> Result<Admission> {
     let hello = &message.hello;
     let admission = replica.admit(hello)?;
     match admission {
@@ -764,7 +770,7 @@ pub fn respond(
         });
     }
     let absorbed = receive(replica, request)?;
-    receive_reports(replica, request)?;
+    let admitted = receive_reports(replica, request)?;
     heard.listen(request);
     if request.leaving {
         replica.part(peer)?;
@@ -777,7 +783,10 @@ pub fn respond(
     note_covered(heard, &feed)?;
     judge(replica, &feed, request, heard)?;
     let mut message = speak(replica, peer, &feed)?;
-    message.reports = reports;
+    message.reports = reports.map(|reports| Reports {
+        admitted,
+        ..reports
+    });
     if admission == Admission::Asking {
         message.about_you = replica.testimony(peer)?;
         if let Some(about) = &mut message.about_you {

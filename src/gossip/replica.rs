@@ -976,19 +976,20 @@ impl Replica for Database<'_> {
         })
     }
 
-    fn learn_reports(&mut self, peer: &str, batch: &ReportBatch, log_position: u64) -> Result<()> {
+    fn learn_reports(&mut self, peer: &str, batch: &ReportBatch, log_position: u64) -> Result<u64> {
         let Some(stored) = self.reports_reader(peer)? else {
-            return Ok(());
+            return Ok(0);
         };
-        self.spi.write(
+        let learned = self.spi.write(
             c"SELECT coord.report_learn($1, $2::jsonb)",
             &[
                 Value::Text(Some(peer)),
                 Value::Text(Some(&to_json(&batch.rows)?)),
             ],
         );
+        let admitted = required::<i64>(&learned, 0, 0)?.cast_unsigned();
         if !batch.continues(&stored.position) {
-            return Ok(());
+            return Ok(admitted);
         }
         let snapshot = |snapshot: Option<&Snapshot>| snapshot.map(Snapshot::to_string);
         let window = batch.next.window.as_ref();
@@ -1005,7 +1006,7 @@ impl Replica for Database<'_> {
                 Value::Bytes(batch.frontier.as_deref()),
             ],
         );
-        Ok(())
+        Ok(admitted)
     }
 
     fn acknowledge_operations(&mut self, peer: &str, frontier: &[u8]) -> Result<()> {

@@ -63,6 +63,12 @@ impl ReportBatch {
         Ok(!self.rows.is_empty() || ends_window || self.is_cut_off() || count >= SKIPPED || raises)
     }
 
+    /// How many operations there are among the rows.
+    pub fn operations(&self) -> u64 {
+        let operations = self.rows.iter().filter(|row| matches!(row, Report::Op(_)));
+        operations.count() as u64
+    }
+
     /// Whether there is more than fitted in.
     pub fn is_cut_off(&self) -> bool {
         self.next.window.is_some()
@@ -89,6 +95,8 @@ pub struct Reports {
     /// The speaker, as a reader of the listener's reports.
     pub reader: Reader,
     pub batch: Option<ReportBatch>,
+    /// How many operations of the batch that this answers were new to the speaker.
+    pub admitted: u64,
 }
 
 impl Reports {

@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use pgrx::pg_sys::panic::{ErrorReport, ErrorReportable};
 use pgrx::prelude::*;
-use pgrx::{PgTrigger, pg_sys};
+use pgrx::{JsonB, PgTrigger, pg_sys};
+use serde_json::json;
 
 use super::peers::{self, Peer};
 use super::protocol::{self, Commitment, Heard, Message, Next, Replica, Round};
 use super::replica::{Database, Standpoint};
 use super::transport::{Request, Transport};
-use super::{background, control, detector, statistics};
+use super::{background, control, detector, pump, statistics};
 use crate::error::{self, Error};
 use crate::guc;
 use crate::node::sql as node;
@@ -170,6 +171,37 @@ fn run_round(spi: &spi::Session, peer: &Peer) -> error::Result<Round> {
             return Ok(round);
         }
     }
+}
+
+/// One exchange of operations with a peer. Its rows are written by every other exchange as well, and these
+/// would wait for the end of a longer transaction.
+#[pg_extern(sql = false)]
+fn sync_pump(peer: &str) -> SqlResult<JsonB> {
+    // SAFETY: a plain getter.
+    if unsafe { pg_sys::IsTransactionBlock() } {
+        return Err(error::in_transaction_block("coord.sync_pump").into());
+    }
+    let (pumped, state_hash) = spi::connect(|spi| {
+        let known = peers::peers(spi, Some(peer))?
+            .pop()
+            .ok_or_else(|| error::peer_unknown(peer))?;
+        statistics::step_failed();
+        let mut transport = start_transport()?;
+        let mut database = Database::open(spi, Standpoint::BeforeCommit)?;
+        let pumped = pump::pump(&mut database, peer, |message| {
+            Message::decode(&call(&mut transport, &known, message)?)
+        })?;
+        statistics::step_done();
+        let hash = spi.write(c"SELECT coord.state_hash()", &[]);
+        Ok::<_, Error>((pumped, hash.get::<String>(0, 0)))
+    })?;
+    Ok(JsonB(json!({
+        "pushed": pumped.pushed,
+        "push_deduped": pumped.deduped,
+        "folded": pumped.folded,
+        "acked": pumped.is_acknowledged,
+        "state_hash": state_hash,
+    })))
 }
 
 /// Tells every peer that this node leaves; those that cannot be told are named in warnings.

@@ -197,8 +197,9 @@ fn set_session_defaults() {
 }
 
 /// An extension of an earlier version has no operation log.
-fn compact_digest(spi: &Session) -> crate::error::Result<()> {
+fn tend_fold(spi: &Session) -> crate::error::Result<()> {
     if heap::is_there(c"fold_digest") {
+        spi.write(c"SELECT coord.fold_retry()", &[]);
         spi.write(
             c"SELECT coord.fold_digest_compact($1)",
             &[Value::Int(MOST_DIGEST_PARTS)],
@@ -328,8 +329,8 @@ impl Worker {
         self.refresh_peers();
         let retried =
             transaction(|spi| Database::open(spi, Standpoint::BeforeCommit)?.retry_waiting());
-        if let Err(reason) = transaction(compact_digest) {
-            pgrx::log!("pg_test: could not compact the digest of the folded state: {reason}");
+        if let Err(reason) = transaction(tend_fold) {
+            pgrx::log!("pg_test: could not fold what waited: {reason}");
         }
         if self.is_needed() {
             if let Err(reason) = retried {

@@ -3,7 +3,7 @@
 use strict;
 use warnings;
 
-use PgTest::Lease qw(session);
+use PgTest::Lease qw(refusal session stop_and_wait);
 use PgTest::Load;
 use PgTest::Mesh;
 use PostgreSQL::Test::RecursiveCopy;
@@ -93,6 +93,25 @@ my $count = 4 + 3 * 7 * 20 + 4;
 agrees($count, 'after a rollback, which left a hole');
 is($mesh->sql('a', q{SELECT max(seq) - count(*) FROM coord.op WHERE origin = 'a'}), '1', 'of one number');
 
+# One that holds a record which another node writes too: only that record waits.
+$open = session($mesh->node('b'));
+$open->query_safe('BEGIN');
+my $tool = q{SELECT coord.op_append('personal', 'registry:tool', '{"id": "%s", "by": "%s"}') IS NOT NULL};
+$open->query_safe(sprintf $tool, 'held', 'b');
+$mesh->sql('a', sprintf $tool, 'held', 'a');
+$mesh->sql('a', sprintf $tool, 'free', 'a');
+$mesh->sql('a', turn('open', 'user', 'beside it'));
+$mesh->wait_for('b', q{SELECT string_agg(key, ',') FROM coord.record WHERE surface = 'registry:tool' AND scope = 'personal'}, 'free', 'another record is folded');
+$mesh->wait_for('b', q{SELECT count(*) FROM coord.fold_waiting}, '1', 'the one that is held waits');
+is($mesh->sql('b', q{SELECT payload ->> 'by' FROM coord.op WHERE payload ->> 'id' = 'held'}), 'a', 'and its operation is in the log');
+$mesh->wait_for('c', q{SELECT count(*) FROM coord.transcript('open') WHERE content = 'beside it'}, '1', 'nobody else waits');
+$open->query_safe('COMMIT');
+$open->quit;
+$count += 4;
+$mesh->wait_for('b', q{SELECT count(*) FROM coord.fold_waiting}, '0', 'until the transaction ends');
+agrees($count, 'then they fold to the same');
+is($mesh->sql('c', q{SELECT payload ->> 'by' FROM coord.record WHERE key = 'held'}), 'a', 'of which the later one stays');
+
 # A member that only observes holds nothing back.
 my $later = q{SELECT coord.vclock_get(coord.%s(), 'a')};
 $mesh->node('c')->stop;
@@ -106,6 +125,22 @@ $mesh->wait_for('a', sprintf($of_a, 'stable_frontier', '>=', $ahead), 't', 'an o
 $mesh->sql('a', q{SELECT coord.member_set('c', 'voter')});
 $mesh->node('c')->start;
 agrees($count, 'once it is back');
+
+# ---- an exchange by hand, while the workers are stopped
+
+my %worker = map { $_ => $mesh->sql($_, 'SELECT coord.gossip_worker()') } $mesh->names;
+stop_and_wait($_) foreach values %worker;
+$mesh->sql('a', turn('pump', 'user', "from a, $_")) foreach 1 .. 3;
+$mesh->sql('b', turn('pump', 'user', "from b, $_")) foreach 1 .. 2;
+$count += 5;
+my $pump = q{SELECT p - 'state_hash' FROM coord.sync_pump('b') p};
+is($mesh->sql('a', $pump), '{"acked": true, "folded": 2, "pushed": 3, "push_deduped": 0}', 'gives what the peer lacks and takes what it gives');
+is($mesh->sql('a', $pump), '{"acked": true, "folded": 0, "pushed": 0, "push_deduped": 0}', 'and then nothing');
+is($mesh->sql('a', q{SELECT coord.sync_pump('b') ->> 'state_hash'}), $mesh->sql('b', 'SELECT coord.state_hash()'), 'both have folded the same');
+like(refusal($mesh->node('a'), q{BEGIN; SELECT coord.sync_pump('b')}), qr/^25001: coord.sync_pump cannot run inside a transaction block/, 'it is a transaction of its own');
+like(refusal($mesh->node('a'), q{SELECT coord.sync_pump('x')}), qr/^42704: peer "x" does not exist/, 'with a known peer');
+kill 'CONT', values %worker;
+agrees($count, 'once the workers go on');
 
 # ---- load on three nodes, one of which is killed
 

@@ -1184,11 +1184,11 @@ impl Replica for Session<'_> {
         Ok(())
     }
 
-    fn learn_reports(&mut self, peer: &str, batch: &ReportBatch, log_position: u64) -> Result<()> {
+    fn learn_reports(&mut self, peer: &str, batch: &ReportBatch, log_position: u64) -> Result<u64> {
         Session::learn_reports(self, peer, batch)?;
         let mut cursor = self.cursor(peer);
         cursor.log_position = cursor.log_position.max(log_position);
-        self.put_cursor(peer, cursor).map(|_| ())
+        self.put_cursor(peer, cursor).map(|_| 0)
     }
 
     fn epoch_range(&mut self) -> Result<u64> {

@@ -108,7 +108,7 @@ SELECT gossip_exchange(set_byte(pg_temp.message('b'), 0, 2) || pg_temp.varint(36
 SELECT gossip_exchange(set_byte(pg_temp.message('b'), 0, 2) || pg_temp.varint(1000) || pg_temp.item('\x00'::bytea) || '\x0000');
 \echo :SQLSTATE
 -- A position whose space has a NUL; a byte too many.
-SELECT gossip_exchange(set_byte(pg_temp.message('b'), 0, 2) || pg_temp.varint(1000) || pg_temp.item('{}'::vclock::bytea) || '\x01' || pg_temp.item('\x00'::bytea) || '\x0000' || pg_temp.item('{}'::vclock::bytea) || '\x0000');
+SELECT gossip_exchange(set_byte(pg_temp.message('b'), 0, 2) || pg_temp.varint(1000) || pg_temp.item('{}'::vclock::bytea) || '\x01' || pg_temp.item('\x00'::bytea) || '\x0000' || pg_temp.item('{}'::vclock::bytea) || '\x000000');
 \echo :SQLSTATE
 SELECT gossip_exchange(set_byte(pg_temp.message('b'), 0, 2) || pg_temp.varint(1000) || pg_temp.item('{}'::vclock::bytea) || '\x000000');
 \echo :SQLSTATE

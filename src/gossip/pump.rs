@@ -1,0 +1,93 @@
+//! One exchange of operations with one peer, now, in a transaction of its own: first this node gives what the
+//! peer lacks, then it takes what the peer gives. So it holds no lock while it waits for an answer, and tells
+//! the peer nothing that it may yet forget.
+
+use super::protocol::{Message, Replica, admit, receive_reports, speak};
+use super::report::{Reader, ReportBatch, Reports};
+use crate::clock::vclock::{self, Vclock};
+use crate::error::{self, Result};
+use crate::is_preloaded;
+use crate::node::incarnation::Admission;
+
+/// A peer that lacks more is given the rest by the next exchange.
+const MAX_STEPS: usize = 1_000;
+
+/// What came of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pumped {
+    /// Operations given that were new to the peer.
+    pub pushed: u64,
+    /// Operations given that it had already, or refused.
+    pub deduped: u64,
+    /// Operations taken that were new here.
+    pub folded: u64,
+    /// Whether the peer has said that it holds all that this node held before.
+    pub is_acknowledged: bool,
+}
+
+pub fn pump(
+    replica: &mut dyn Replica,
+    peer: &str,
+    mut call: impl FnMut(Message) -> Result<Message>,
+) -> Result<Pumped> {
+    let mut pumped = Pumped::default();
+    let own = replica.reports_reader(peer)?;
+    let Some(own) = own.filter(|_| replica.hello().is_ok_and(|hello| hello.is_confirmed)) else {
+        return Err(error::life_unknown(is_preloaded()));
+    };
+    let mut answer = ask(replica, peer, &own, None, &mut call)?;
+    for _ in 0..MAX_STEPS {
+        let Some(batch) = give(replica, peer, &answer)? else {
+            break;
+        };
+        let (given, is_last) = (batch.operations(), !batch.is_cut_off());
+        answer = ask(replica, peer, &own, Some(batch), &mut call)?;
+        let admitted = answer
+            .reports
+            .as_ref()
+            .map_or(0, |reports| reports.admitted);
+        pumped.pushed += admitted;
+        pumped.deduped += given.saturating_sub(admitted);
+        if is_last {
+            break;
+        }
+    }
+    if let Some(reports) = &answer.reports {
+        let (theirs, ours) = (&reports.reader.frontier, &own.frontier);
+        pumped.is_acknowledged = vclock::covers(Vclock::parse(theirs)?, Vclock::parse(ours)?);
+    }
+    pumped.folded = receive_reports(replica, &answer)?;
+    Ok(pumped)
+}
+
+fn give(replica: &mut dyn Replica, peer: &str, answer: &Message) -> Result<Option<ReportBatch>> {
+    match &answer.reports {
+        Some(reports) => replica.report(peer, &reports.reader),
+        None => Ok(None),
+    }
+}
+
+fn ask(
+    replica: &mut dyn Replica,
+    peer: &str,
+    own: &Reader,
+    batch: Option<ReportBatch>,
+    call: &mut impl FnMut(Message) -> Result<Message>,
+) -> Result<Message> {
+    // Also makes sure that what is given is on disk.
+    let feed = replica.feed(peer, None)?;
+    let mut message = speak(replica, peer, &feed)?;
+    message.reports = Some(Reports {
+        reader: own.clone(),
+        batch,
+        admitted: 0,
+    });
+    let answer = call(message)?;
+    if answer.hello.name != peer {
+        return Err(error::peer_misnamed(peer, &answer.hello.name));
+    }
+    match admit(replica, &answer)? {
+        Admission::Superseded => Err(error::peer_superseded(peer, answer.hello.incarnation)),
+        Admission::Welcome { .. } | Admission::Asking => Ok(answer),
+    }
+}
