@@ -81,6 +81,15 @@ CREATE FUNCTION record_of(op op) RETURNS SETOF coord.record
   END;
 COMMENT ON FUNCTION record_of(op) IS 'what an operation says of a record';
 
+CREATE FUNCTION intent_of(op op) RETURNS SETOF intent
+  LANGUAGE sql IMMUTABLE PARALLEL SAFE
+  BEGIN ATOMIC
+    SELECT op.payload ->> 'agent', op.payload ->> 'run_id', op.scope, (op.payload ->> 'attempt')::integer,
+           (op.payload ->> 'epoch')::bigint, op.payload ->> 'holder', op.payload ->> 'status', op.recorded_at, op.op_id, op.hlc
+     WHERE op.surface = 'intent' AND coord.intent_is_whole(op.payload::text);
+  END;
+COMMENT ON FUNCTION intent_of(op) IS 'the record of a run that an operation is';
+
 CREATE FUNCTION record_rank(surface text, hlc hlc, op_id text) RETURNS bytea
   LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'record_rank_wrapper';
 COMMENT ON FUNCTION record_rank(text, hlc, text) IS 'of several operations of one key the lowest stays: the last of declagent and registry, the first of all else';
@@ -105,6 +114,11 @@ BEGIN
   END IF;
   IF 'routing' = ANY (surfaces) THEN
     INSERT INTO coord.observation SELECT b.* FROM unnest(ops) o CROSS JOIN LATERAL coord.observation_of(o) b;
+  END IF;
+  IF 'intent' = ANY (surfaces) THEN
+    PERFORM coord.intent_put(i)
+       FROM unnest(ops) o CROSS JOIN LATERAL coord.intent_of(o) i
+      ORDER BY i.agent, i.run_id, i.scope;
   END IF;
   IF NOT surfaces <@ '{conversation,routing,intent}' THEN
     -- In the order of keys: whoever folds several takes row locks in that order.
@@ -193,7 +207,7 @@ DO $$
 DECLARE
   folded text;
 BEGIN
-  FOREACH folded IN ARRAY ARRAY['turn', 'observation', 'record'] LOOP
+  FOREACH folded IN ARRAY ARRAY['turn', 'observation', 'record', 'intent'] LOOP
     EXECUTE format('CREATE TRIGGER fold_digest_begin BEFORE INSERT OR UPDATE OR DELETE ON coord.%I '
                    'FOR EACH STATEMENT EXECUTE FUNCTION coord.fold_digest()', folded);
     EXECUTE format('CREATE TRIGGER fold_digest_row AFTER INSERT OR UPDATE OR DELETE ON coord.%I '
@@ -246,6 +260,12 @@ CREATE VIEW record_by_log AS
    ORDER BY f.scope, f.surface, f.key, coord.record_rank(f.surface, f.hlc, f.op_id);
 COMMENT ON VIEW record_by_log IS 'coord.record, folded anew';
 
+CREATE VIEW intent_by_log AS
+  SELECT DISTINCT ON (i.agent, i.run_id, i.scope) i.*
+    FROM coord.op o CROSS JOIN LATERAL coord.intent_of(o) i
+   ORDER BY i.agent, i.run_id, i.scope, coord.intent_rank(i.status, i.epoch, i.hlc, i.op_id);
+COMMENT ON VIEW intent_by_log IS 'coord.intent, folded anew';
+
 -- Each statement compares with one snapshot, in which the log and the fold agree: whoever appends changes both
 -- in one transaction.
 CREATE FUNCTION op_refold() RETURNS bigint
@@ -296,12 +316,28 @@ BEGIN
     INSERT INTO coord.record SELECT (w.due).* FROM wrong w, (SELECT count(*) FROM removed) r WHERE (w.due).op_id IS NOT NULL
   )
   SELECT count(*) INTO part FROM wrong;
+  differing := differing + part;
+
+  WITH wrong AS MATERIALIZED (
+    SELECT agent, run_id, scope, l AS due
+      FROM (SELECT * FROM coord.intent n WHERE n.hlc IS NOT NULL) i
+      FULL JOIN coord.intent_by_log l USING (agent, run_id, scope)
+     WHERE ROW(i.*) IS DISTINCT FROM ROW(l.*)
+  ), removed AS (
+    DELETE FROM coord.intent i USING wrong w
+     WHERE (i.agent, i.run_id, i.scope) = (w.agent, w.run_id, w.scope) AND i.hlc IS NOT NULL
+    RETURNING 1
+  ), put AS (
+    INSERT INTO coord.intent SELECT (w.due).* FROM wrong w, (SELECT count(*) FROM removed) r WHERE (w.due).op_id IS NOT NULL
+    ON CONFLICT DO NOTHING
+  )
+  SELECT count(*) INTO part FROM wrong;
   RETURN differing + part;
 END
 $$;
 COMMENT ON FUNCTION op_refold() IS 'folds the whole log again, and puts right what differs; returns how many rows that were';
 
-REVOKE ALL ON FUNCTION turn_time(text), turn_of(op), observation_of(op), record_of(op), record_rank(text, hlc, text),
+REVOKE ALL ON FUNCTION turn_time(text), turn_of(op), observation_of(op), record_of(op), intent_of(op), record_rank(text, hlc, text),
   op_fold(op[]), op_fold(), fold_retry(), fold_row_digest(text, text), fold_digest(), state_hash(), fold_digest_compact(bigint),
   op_refold() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION state_hash() TO coord_agent, coord_monitor;

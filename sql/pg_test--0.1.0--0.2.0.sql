@@ -559,40 +559,30 @@ CREATE TABLE intent (
   status text COLLATE "C" NOT NULL CHECK (status IN ('pending', 'failed', 'committed')),
   recorded_at timestamptz NOT NULL DEFAULT clock_timestamp(),
   op_id text COLLATE "C" NOT NULL,
+  hlc hlc,
   PRIMARY KEY (agent, run_id, scope)
 );
 COMMENT ON TABLE intent IS 'what every run has come to; recorded by coord.intent_record';
 COMMENT ON COLUMN intent.attempt IS 'how often the run was begun: again after it failed, and under a later epoch';
 COMMENT ON COLUMN intent.epoch IS 'of the agent''s lease, under which this was recorded';
-COMMENT ON COLUMN intent.op_id IS 'names the record';
+CREATE INDEX intent_unlogged ON intent (agent) WHERE hlc IS NULL;
+COMMENT ON COLUMN intent.op_id IS 'names the record: the operation it comes from';
+COMMENT ON COLUMN intent.hlc IS 'stamp of that operation; NULL for what was recorded while the database was no node, or without preloading';
 
-SELECT pg_catalog.pg_extension_config_dump('intent', '');
+-- What comes from the log is folded from it again.
+SELECT pg_catalog.pg_extension_config_dump('intent', 'WHERE hlc IS NULL');
 
--- Runs that any node of the mesh has committed. One of this node is written with its intent, one of
--- another, or of an earlier life of this one, by gossip.
-CREATE TABLE intent_report (
-  agent text COLLATE "C" NOT NULL,
-  run_id text COLLATE "C" NOT NULL,
-  scope text COLLATE "C" NOT NULL,
-  node text COLLATE "C" NOT NULL,
-  op_id text COLLATE "C" NOT NULL,
-  epoch bigint NOT NULL CHECK (epoch > 0),
-  holder text COLLATE "C" NOT NULL,
-  heard_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-  learned_from text COLLATE "C",
-  local_xid xid8 NOT NULL DEFAULT pg_current_xact_id(),
-  number bigint NOT NULL DEFAULT nextval('report_number'),
-  PRIMARY KEY (agent, run_id, scope, node)
-);
-COMMENT ON TABLE intent_report IS 'runs committed anywhere in the mesh, as far as heard here';
-COMMENT ON COLUMN intent_report.node IS 'the node that recorded it';
-COMMENT ON COLUMN intent_report.heard_at IS 'when this was heard here, or recorded for a run of this node';
-COMMENT ON COLUMN intent_report.learned_from IS 'peer that passed it on; NULL for a run of this node';
-CREATE INDEX intent_report_local_xid ON intent_report (local_xid, number);
-
-CREATE FUNCTION intent_check(agent text, run_id text, holder text, epoch bigint, status text, scope text) RETURNS text
+CREATE FUNCTION intent_check(agent text, run_id text, holder text, epoch bigint, status text, scope text) RETURNS boolean
   LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'intent_check_wrapper';
-COMMENT ON FUNCTION intent_check(text, text, text, bigint, text, text) IS 'raises 22023 for what cannot be recorded; the op_id of the run if any node has committed it';
+COMMENT ON FUNCTION intent_check(text, text, text, bigint, text, text) IS 'whether records go to the operation log; raises 22023 for what cannot be recorded';
+
+CREATE FUNCTION intent_rank(status text, epoch bigint, hlc hlc, op_id text) RETURNS bytea
+  LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'intent_rank_wrapper';
+COMMENT ON FUNCTION intent_rank(text, bigint, hlc, text) IS 'of several records of a run the lowest stays: the first that says committed, else the last by epoch and stamp';
+
+CREATE FUNCTION intent_is_whole(payload text) RETURNS boolean
+  LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'intent_is_whole_wrapper';
+COMMENT ON FUNCTION intent_is_whole(text) IS 'whether the payload of an operation is the record of a run';
 
 -- A version byte, then every field with its length before it: what differs in any field differs here.
 CREATE FUNCTION intent_op_id(VARIADIC fields text[]) RETURNS text
@@ -600,12 +590,34 @@ CREATE FUNCTION intent_op_id(VARIADIC fields text[]) RETURNS text
   RETURN 'op-' || left(encode(sha256(
     (SELECT '\x01'::bytea || string_agg(int4send(octet_length(f.field)) || convert_to(f.field, 'UTF8'), ''::bytea ORDER BY f.place)
        FROM unnest(fields) WITH ORDINALITY f(field, place))), 'hex'), 32);
-COMMENT ON FUNCTION intent_op_id(text[]) IS 'name of a record: 32 hexadecimal digits of SHA-256 over its fields';
+COMMENT ON FUNCTION intent_op_id(text[]) IS 'name of a record that is not in the operation log: 32 hexadecimal digits of SHA-256 over its fields';
 
-CREATE FUNCTION intent_rank(status text) RETURNS integer
+CREATE FUNCTION intent_stamp(at timestamptz) RETURNS hlc
   LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
-  RETURN array_position(ARRAY['pending', 'failed', 'committed'], status);
-COMMENT ON FUNCTION intent_rank(text) IS 'pending < failed < committed';
+  RETURN coord.hlc(at, (extract(microseconds FROM at AT TIME ZONE 'UTC')::bigint % 1000)::integer);
+COMMENT ON FUNCTION intent_stamp(timestamptz) IS 'stamp of a record that is not in the operation log';
+
+-- A newer record takes the place of an older one, whichever comes first. One that is not in the log gives way
+-- to the operation that puts it there.
+CREATE FUNCTION intent_put(record intent) RETURNS void
+  LANGUAGE sql VOLATILE
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+  INSERT INTO coord.intent AS i SELECT (record).*
+  ON CONFLICT ON CONSTRAINT intent_pkey DO UPDATE
+     SET attempt = excluded.attempt, epoch = excluded.epoch, holder = excluded.holder, status = excluded.status,
+         recorded_at = excluded.recorded_at, op_id = excluded.op_id, hlc = excluded.hlc
+   WHERE (i.hlc IS NULL AND (excluded.attempt, excluded.epoch, excluded.holder, excluded.status) = (i.attempt, i.epoch, i.holder, i.status))
+      OR coord.intent_rank(excluded.status, excluded.epoch, coalesce(excluded.hlc, coord.intent_stamp(excluded.recorded_at)), excluded.op_id)
+         < coord.intent_rank(i.status, i.epoch, coalesce(i.hlc, coord.intent_stamp(i.recorded_at)), i.op_id)
+$$;
+COMMENT ON FUNCTION intent_put(intent) IS 'keeps a record of a run if it is the one to be kept';
+
+CREATE FUNCTION intent_payload(record intent) RETURNS jsonb
+  LANGUAGE sql STABLE
+  RETURN jsonb_build_object('agent', record.agent, 'run_id', record.run_id, 'holder', record.holder, 'epoch', record.epoch,
+                            'status', record.status, 'attempt', record.attempt);
+COMMENT ON FUNCTION intent_payload(intent) IS 'payload of the operation that a record is';
 
 -- What is said under a later epoch counts for more than anything said under an earlier one. That a run
 -- is committed counts whoever says it, and for ever: it has happened.
@@ -615,45 +627,49 @@ CREATE FUNCTION intent_record(agent text, run_id text, holder text, epoch bigint
   SET search_path = pg_catalog, coord, pg_temp
 AS $$
 DECLARE
-  recorded coord.intent;
-  committed text;
+  is_logged boolean := coord.intent_check($1, $2, $3, $4, $5, $6);
+  known coord.intent;
+  given coord.intent;
 BEGIN
-  committed := coord.intent_check($1, $2, $3, $4, $5, $6);
-  IF committed IS NOT NULL THEN
-    IF $5 = 'committed' THEN
-      RETURN jsonb_build_object('recorded', true, 'op_id', committed);
-    END IF;
+  SELECT i.* INTO known FROM coord.intent i WHERE (i.agent, i.run_id, i.scope) = ($1, $2, $6) FOR UPDATE;
+  IF known.status = 'committed' AND $5 <> 'committed' THEN
     RETURN jsonb_build_object('recorded', false, 'reason', 'run already committed (terminal guard)');
+  ELSIF known.status = 'committed' OR known.status = $5 AND known.epoch = $4 THEN
+    RETURN jsonb_build_object('recorded', true, 'op_id', known.op_id);
+  ELSIF known.epoch > $4 AND $5 <> 'committed' THEN
+    RETURN jsonb_build_object('recorded', false, 'reason', format('superseded by epoch %s', known.epoch));
   END IF;
-  INSERT INTO coord.intent AS i (agent, run_id, scope, epoch, holder, status, op_id)
-  VALUES ($1, $2, $6, $4, $3, $5, coord.intent_op_id($6, $1, $2, '1', $4::text, $3, $5))
-  ON CONFLICT ON CONSTRAINT intent_pkey DO UPDATE
-     SET (attempt, op_id) =
-           (SELECT n.attempt, coord.intent_op_id(i.scope, i.agent, i.run_id, n.attempt::text, excluded.epoch::text, excluded.holder, excluded.status)
-              FROM (SELECT i.attempt + (excluded.status = 'pending' AND (i.status = 'failed' OR excluded.epoch > i.epoch))::integer AS attempt) n),
-         epoch = excluded.epoch, holder = excluded.holder, status = excluded.status, recorded_at = excluded.recorded_at
-   WHERE i.status <> 'committed'
-     AND (excluded.status = 'committed' OR excluded.epoch > i.epoch
-          OR excluded.epoch = i.epoch AND (coord.intent_rank(excluded.status) > coord.intent_rank(i.status)
-                                           OR i.status = 'failed' AND excluded.status = 'pending'))
-  RETURNING i.* INTO recorded;
-  IF NOT FOUND THEN
-    SELECT i.* INTO STRICT recorded FROM coord.intent i WHERE (i.agent, i.run_id, i.scope) = ($1, $2, $6);
-    IF recorded.status = 'committed' AND $5 <> 'committed' THEN
-      RETURN jsonb_build_object('recorded', false, 'reason', 'run already committed (terminal guard)');
-    ELSIF recorded.status <> 'committed' AND recorded.epoch > $4 THEN
-      RETURN jsonb_build_object('recorded', false, 'reason', format('superseded by epoch %s', recorded.epoch));
-    END IF;
+  given := ROW($1, $2, $6, 1, $4, $3, $5, clock_timestamp(), '', NULL);
+  IF known.agent IS NOT NULL THEN
+    given.attempt := known.attempt + ($5 = 'pending' AND (known.status = 'failed' OR $4 > known.epoch))::integer;
   END IF;
-  IF recorded.status = 'committed' THEN
-    INSERT INTO coord.intent_report (agent, run_id, scope, node, op_id, epoch, holder)
-    SELECT $1, $2, $6, n.name, recorded.op_id, recorded.epoch, recorded.holder FROM coord.local_node n
-    ON CONFLICT DO NOTHING;
+  IF is_logged THEN
+    given.op_id := coord.op_append($6, 'intent', coord.intent_payload(given)) ->> 'op_id';
+  ELSE
+    given.op_id := coord.intent_op_id($6, $1, $2, given.attempt::text, $4::text, $3, $5);
+    PERFORM coord.intent_put(given);
   END IF;
-  RETURN jsonb_build_object('recorded', true, 'op_id', recorded.op_id);
+  -- Another session may have begun the same run at the same moment.
+  SELECT i.* INTO STRICT known FROM coord.intent i WHERE (i.agent, i.run_id, i.scope) = ($1, $2, $6);
+  IF known.status = 'committed' AND $5 <> 'committed' THEN
+    RETURN jsonb_build_object('recorded', false, 'reason', 'run already committed (terminal guard)');
+  ELSIF known.status = 'committed' OR known.op_id = given.op_id THEN
+    RETURN jsonb_build_object('recorded', true, 'op_id', known.op_id);
+  ELSIF known.epoch > $4 THEN
+    RETURN jsonb_build_object('recorded', false, 'reason', format('superseded by epoch %s', known.epoch));
+  END IF;
+  RETURN jsonb_build_object('recorded', true, 'op_id', given.op_id);
 END
 $$;
 COMMENT ON FUNCTION intent_record(text, text, text, bigint, text, text) IS 'records what a run has come to: pending, failed or committed';
+
+CREATE FUNCTION intent_log() RETURNS bigint
+  LANGUAGE sql VOLATILE
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+  SELECT count(coord.op_append(i.scope, 'intent', coord.intent_payload(i))) FROM coord.intent i WHERE i.hlc IS NULL
+$$;
+COMMENT ON FUNCTION intent_log() IS 'puts records into the operation log that were made before there was one; returns how many there were';
 
 CREATE FUNCTION fence_check(agent text, run_id text, holder text, epoch bigint) RETURNS jsonb
   LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'fence_check_wrapper';
@@ -661,10 +677,11 @@ COMMENT ON FUNCTION fence_check(text, text, text, bigint) IS 'whether a holder m
 
 REVOKE ALL ON FUNCTION intent_check(text, text, text, bigint, text, text),
   intent_record(text, text, text, bigint, text, text), fence_check(text, text, text, bigint),
-  intent_op_id(text[]), intent_rank(text) FROM PUBLIC;
+  intent_op_id(text[]), intent_rank(text, bigint, hlc, text), intent_is_whole(text), intent_put(intent),
+  intent_payload(intent), intent_stamp(timestamptz), intent_log() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION intent_record(text, text, text, bigint, text, text), fence_check(text, text, text, bigint)
   TO coord_agent;
-GRANT SELECT ON intent, intent_report TO coord_monitor;
+GRANT SELECT ON intent TO coord_monitor;
 
 -- The operation log, as in oplog.sql, fold.sql and conversation.sql; reports, as in report.sql.
 
@@ -985,6 +1002,15 @@ CREATE FUNCTION record_of(op op) RETURNS SETOF coord.record
   END;
 COMMENT ON FUNCTION record_of(op) IS 'what an operation says of a record';
 
+CREATE FUNCTION intent_of(op op) RETURNS SETOF intent
+  LANGUAGE sql IMMUTABLE PARALLEL SAFE
+  BEGIN ATOMIC
+    SELECT op.payload ->> 'agent', op.payload ->> 'run_id', op.scope, (op.payload ->> 'attempt')::integer,
+           (op.payload ->> 'epoch')::bigint, op.payload ->> 'holder', op.payload ->> 'status', op.recorded_at, op.op_id, op.hlc
+     WHERE op.surface = 'intent' AND coord.intent_is_whole(op.payload::text);
+  END;
+COMMENT ON FUNCTION intent_of(op) IS 'the record of a run that an operation is';
+
 CREATE FUNCTION record_rank(surface text, hlc hlc, op_id text) RETURNS bytea
   LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'record_rank_wrapper';
 COMMENT ON FUNCTION record_rank(text, hlc, text) IS 'of several operations of one key the lowest stays: the last of declagent and registry, the first of all else';
@@ -1009,6 +1035,11 @@ BEGIN
   END IF;
   IF 'routing' = ANY (surfaces) THEN
     INSERT INTO coord.observation SELECT b.* FROM unnest(ops) o CROSS JOIN LATERAL coord.observation_of(o) b;
+  END IF;
+  IF 'intent' = ANY (surfaces) THEN
+    PERFORM coord.intent_put(i)
+       FROM unnest(ops) o CROSS JOIN LATERAL coord.intent_of(o) i
+      ORDER BY i.agent, i.run_id, i.scope;
   END IF;
   IF NOT surfaces <@ '{conversation,routing,intent}' THEN
     -- In the order of keys: whoever folds several takes row locks in that order.
@@ -1097,7 +1128,7 @@ DO $$
 DECLARE
   folded text;
 BEGIN
-  FOREACH folded IN ARRAY ARRAY['turn', 'observation', 'record'] LOOP
+  FOREACH folded IN ARRAY ARRAY['turn', 'observation', 'record', 'intent'] LOOP
     EXECUTE format('CREATE TRIGGER fold_digest_begin BEFORE INSERT OR UPDATE OR DELETE ON coord.%I '
                    'FOR EACH STATEMENT EXECUTE FUNCTION coord.fold_digest()', folded);
     EXECUTE format('CREATE TRIGGER fold_digest_row AFTER INSERT OR UPDATE OR DELETE ON coord.%I '
@@ -1150,6 +1181,12 @@ CREATE VIEW record_by_log AS
    ORDER BY f.scope, f.surface, f.key, coord.record_rank(f.surface, f.hlc, f.op_id);
 COMMENT ON VIEW record_by_log IS 'coord.record, folded anew';
 
+CREATE VIEW intent_by_log AS
+  SELECT DISTINCT ON (i.agent, i.run_id, i.scope) i.*
+    FROM coord.op o CROSS JOIN LATERAL coord.intent_of(o) i
+   ORDER BY i.agent, i.run_id, i.scope, coord.intent_rank(i.status, i.epoch, i.hlc, i.op_id);
+COMMENT ON VIEW intent_by_log IS 'coord.intent, folded anew';
+
 -- Each statement compares with one snapshot, in which the log and the fold agree: whoever appends changes both
 -- in one transaction.
 CREATE FUNCTION op_refold() RETURNS bigint
@@ -1200,12 +1237,28 @@ BEGIN
     INSERT INTO coord.record SELECT (w.due).* FROM wrong w, (SELECT count(*) FROM removed) r WHERE (w.due).op_id IS NOT NULL
   )
   SELECT count(*) INTO part FROM wrong;
+  differing := differing + part;
+
+  WITH wrong AS MATERIALIZED (
+    SELECT agent, run_id, scope, l AS due
+      FROM (SELECT * FROM coord.intent n WHERE n.hlc IS NOT NULL) i
+      FULL JOIN coord.intent_by_log l USING (agent, run_id, scope)
+     WHERE ROW(i.*) IS DISTINCT FROM ROW(l.*)
+  ), removed AS (
+    DELETE FROM coord.intent i USING wrong w
+     WHERE (i.agent, i.run_id, i.scope) = (w.agent, w.run_id, w.scope) AND i.hlc IS NOT NULL
+    RETURNING 1
+  ), put AS (
+    INSERT INTO coord.intent SELECT (w.due).* FROM wrong w, (SELECT count(*) FROM removed) r WHERE (w.due).op_id IS NOT NULL
+    ON CONFLICT DO NOTHING
+  )
+  SELECT count(*) INTO part FROM wrong;
   RETURN differing + part;
 END
 $$;
 COMMENT ON FUNCTION op_refold() IS 'folds the whole log again, and puts right what differs; returns how many rows that were';
 
-REVOKE ALL ON FUNCTION turn_time(text), turn_of(op), observation_of(op), record_of(op), record_rank(text, hlc, text),
+REVOKE ALL ON FUNCTION turn_time(text), turn_of(op), observation_of(op), record_of(op), intent_of(op), record_rank(text, hlc, text),
   op_fold(op[]), op_fold(), fold_retry(), fold_row_digest(text, text), fold_digest(), state_hash(), fold_digest_compact(bigint),
   op_refold() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION state_hash() TO coord_agent, coord_monitor;
@@ -1322,13 +1375,6 @@ CREATE FUNCTION report_body(report lease_report) RETURNS jsonb
                   * 1000000)::bigint));
 COMMENT ON FUNCTION report_body(lease_report) IS 'a report as it travels; nodes do not compare their clocks';
 
-CREATE FUNCTION report_body(report intent_report) RETURNS jsonb
-  LANGUAGE sql STABLE
-  RETURN jsonb_build_object('run', jsonb_build_object(
-    'agent', report.agent, 'run_id', report.run_id, 'scope', report.scope, 'node', report.node,
-    'op_id', report.op_id, 'epoch', report.epoch, 'holder', report.holder));
-COMMENT ON FUNCTION report_body(intent_report) IS 'a report as it travels';
-
 CREATE FUNCTION report_body(report op) RETURNS jsonb
   LANGUAGE sql STABLE
   RETURN jsonb_build_object('op', jsonb_build_object(
@@ -1391,7 +1437,7 @@ COMMENT ON FUNCTION op_learn(jsonb[]) IS 'puts operations that a peer gave into 
 
 -- Rows are taken in the order of their keys: two peers may give the same ones at once; and what is no news
 -- is not touched. Of its own leases a node believes nobody: what an earlier life has granted lies below the
--- epochs of this one. A run that it has committed in an earlier life is committed.
+-- epochs of this one.
 CREATE FUNCTION report_learn(sender text, reports jsonb) RETURNS bigint
   LANGUAGE sql VOLATILE STRICT
   SET search_path = pg_catalog, coord, pg_temp
@@ -1414,15 +1460,6 @@ AS $$
          learned_from = excluded.learned_from, local_xid = DEFAULT, number = DEFAULT
    WHERE (excluded.epoch, excluded.has_ended, excluded.version) > (r.epoch, r.has_ended, r.version);
 
-  INSERT INTO coord.intent_report (agent, run_id, scope, node, op_id, epoch, holder, learned_from)
-  SELECT i.agent, i.run_id, i.scope, i.node, i.op_id, i.epoch, i.holder, sender
-    FROM jsonb_array_elements(reports) AS e(report)
-   CROSS JOIN LATERAL jsonb_to_record(e.report -> 'run')
-     AS i(agent text, run_id text, scope text, node text, op_id text, epoch bigint, holder text)
-   WHERE e.report ? 'run'
-   ORDER BY i.agent COLLATE "C", i.run_id COLLATE "C", i.scope COLLATE "C", i.node COLLATE "C"
-  ON CONFLICT DO NOTHING;
-
   SELECT coord.op_learn(ARRAY(SELECT e.report -> 'op' FROM jsonb_array_elements(reports) AS e(report) WHERE e.report ? 'op'))
 $$;
 COMMENT ON FUNCTION report_learn(text, jsonb) IS 'keeps the reports that are newer than what is known, and operations; returns how many of these were new';
@@ -1430,10 +1467,6 @@ COMMENT ON FUNCTION report_learn(text, jsonb) IS 'keeps the reports that are new
 CREATE TRIGGER gossip_wake AFTER INSERT ON op
   FOR EACH STATEMENT WHEN (NOT coord.op_is_from_elsewhere()) EXECUTE FUNCTION gossip_wake();
 COMMENT ON TRIGGER gossip_wake ON op IS 'operations are pushed to the peers at commit';
-
-CREATE TRIGGER gossip_wake BEFORE INSERT ON intent_report
-  FOR EACH ROW WHEN (NEW.learned_from IS NULL) EXECUTE FUNCTION gossip_wake();
-COMMENT ON TRIGGER gossip_wake ON intent_report IS 'a committed run is pushed to the peers at commit';
 
 -- What a peer held that has left, or was removed here, keeps nobody waiting. Its epochs still count, and what
 -- it reports later counts again. The worker does it: exchanges must not wait for a session that removes a
@@ -1472,25 +1505,6 @@ AS $$
   SELECT count(*) FROM lapsed
 $$;
 COMMENT ON FUNCTION report_lapse() IS 'takes the leases of peers that have left for expired; returns how many there were';
-
--- Runs committed before the database became a node, or restored from a dump.
-CREATE FUNCTION intent_report_own() RETURNS bigint
-  LANGUAGE sql VOLATILE
-  SET search_path = pg_catalog, coord, pg_temp
-AS $$
-  WITH reported AS (
-    INSERT INTO coord.intent_report (agent, run_id, scope, node, op_id, epoch, holder)
-    SELECT i.agent, i.run_id, i.scope, n.name, i.op_id, i.epoch, i.holder
-      FROM coord.local_node n
-     CROSS JOIN coord.intent i
-     WHERE i.status = 'committed'
-       AND NOT EXISTS (SELECT FROM coord.intent_report r
-                        WHERE (r.agent, r.run_id, r.scope, r.node) = (i.agent, i.run_id, i.scope, n.name))
-    ON CONFLICT DO NOTHING
-    RETURNING 1)
-  SELECT count(*) FROM reported
-$$;
-COMMENT ON FUNCTION intent_report_own() IS 'reports the committed runs of this node that are not reported yet; returns how many there are';
 
 -- Epochs of a life lie in a range of their own, unless higher ones were heard of.
 CREATE FUNCTION report_epoch_range() RETURNS bigint
@@ -1540,8 +1554,8 @@ COMMENT ON FUNCTION stable_frontier() IS 'what this node and every voter hold, a
 REVOKE ALL ON FUNCTION report_body(op), op_insert(jsonb[]), op_learn(jsonb[]), op_frontier_of(text, bigint), frontier(), op_acknowledge(text, vclock),
   stable_frontier() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION frontier(), stable_frontier() TO coord_agent, coord_monitor;
-REVOKE ALL ON FUNCTION intent_report_own(), report_lapse_ask(), report_lapse(), report_epoch_range(),
-  report_body(lease_report), report_body(intent_report), report_learn(text, jsonb) FROM PUBLIC;
+REVOKE ALL ON FUNCTION report_lapse_ask(), report_lapse(), report_epoch_range(),
+  report_body(lease_report), report_learn(text, jsonb) FROM PUBLIC;
 GRANT SELECT ON report_cursor TO coord_monitor;
 
 CREATE FUNCTION sync_status() RETURNS jsonb

@@ -1,5 +1,4 @@
--- Reports: what nodes tell each other of leases, committed runs and operations. The rules are in
--- src/gossip/report.rs.
+-- Reports: what nodes tell each other of leases and operations. The rules are in src/gossip/report.rs.
 
 CREATE TABLE report_cursor (
   node text COLLATE "C" PRIMARY KEY,
@@ -29,13 +28,6 @@ CREATE FUNCTION report_body(report lease_report) RETURNS jsonb
     'time_left', (extract(epoch FROM greatest(least(report.expires_at - coord.lease_now(), interval '10 years'), interval '0'))
                   * 1000000)::bigint));
 COMMENT ON FUNCTION report_body(lease_report) IS 'a report as it travels; nodes do not compare their clocks';
-
-CREATE FUNCTION report_body(report intent_report) RETURNS jsonb
-  LANGUAGE sql STABLE
-  RETURN jsonb_build_object('run', jsonb_build_object(
-    'agent', report.agent, 'run_id', report.run_id, 'scope', report.scope, 'node', report.node,
-    'op_id', report.op_id, 'epoch', report.epoch, 'holder', report.holder));
-COMMENT ON FUNCTION report_body(intent_report) IS 'a report as it travels';
 
 CREATE FUNCTION report_body(report op) RETURNS jsonb
   LANGUAGE sql STABLE
@@ -99,7 +91,7 @@ COMMENT ON FUNCTION op_learn(jsonb[]) IS 'puts operations that a peer gave into 
 
 -- Rows are taken in the order of their keys: two peers may give the same ones at once; and what is no news
 -- is not touched. Of its own leases a node believes nobody: what an earlier life has granted lies below the
--- epochs of this one. A run that it has committed in an earlier life is committed.
+-- epochs of this one.
 CREATE FUNCTION report_learn(sender text, reports jsonb) RETURNS bigint
   LANGUAGE sql VOLATILE STRICT
   SET search_path = pg_catalog, coord, pg_temp
@@ -122,15 +114,6 @@ AS $$
          learned_from = excluded.learned_from, local_xid = DEFAULT, number = DEFAULT
    WHERE (excluded.epoch, excluded.has_ended, excluded.version) > (r.epoch, r.has_ended, r.version);
 
-  INSERT INTO coord.intent_report (agent, run_id, scope, node, op_id, epoch, holder, learned_from)
-  SELECT i.agent, i.run_id, i.scope, i.node, i.op_id, i.epoch, i.holder, sender
-    FROM jsonb_array_elements(reports) AS e(report)
-   CROSS JOIN LATERAL jsonb_to_record(e.report -> 'run')
-     AS i(agent text, run_id text, scope text, node text, op_id text, epoch bigint, holder text)
-   WHERE e.report ? 'run'
-   ORDER BY i.agent COLLATE "C", i.run_id COLLATE "C", i.scope COLLATE "C", i.node COLLATE "C"
-  ON CONFLICT DO NOTHING;
-
   SELECT coord.op_learn(ARRAY(SELECT e.report -> 'op' FROM jsonb_array_elements(reports) AS e(report) WHERE e.report ? 'op'))
 $$;
 COMMENT ON FUNCTION report_learn(text, jsonb) IS 'keeps the reports that are newer than what is known, and operations; returns how many of these were new';
@@ -138,10 +121,6 @@ COMMENT ON FUNCTION report_learn(text, jsonb) IS 'keeps the reports that are new
 CREATE TRIGGER gossip_wake AFTER INSERT ON op
   FOR EACH STATEMENT WHEN (NOT coord.op_is_from_elsewhere()) EXECUTE FUNCTION gossip_wake();
 COMMENT ON TRIGGER gossip_wake ON op IS 'operations are pushed to the peers at commit';
-
-CREATE TRIGGER gossip_wake BEFORE INSERT ON intent_report
-  FOR EACH ROW WHEN (NEW.learned_from IS NULL) EXECUTE FUNCTION gossip_wake();
-COMMENT ON TRIGGER gossip_wake ON intent_report IS 'a committed run is pushed to the peers at commit';
 
 -- What a peer held that has left, or was removed here, keeps nobody waiting. Its epochs still count, and what
 -- it reports later counts again. The worker does it: exchanges must not wait for a session that removes a
@@ -180,25 +159,6 @@ AS $$
   SELECT count(*) FROM lapsed
 $$;
 COMMENT ON FUNCTION report_lapse() IS 'takes the leases of peers that have left for expired; returns how many there were';
-
--- Runs committed before the database became a node, or restored from a dump.
-CREATE FUNCTION intent_report_own() RETURNS bigint
-  LANGUAGE sql VOLATILE
-  SET search_path = pg_catalog, coord, pg_temp
-AS $$
-  WITH reported AS (
-    INSERT INTO coord.intent_report (agent, run_id, scope, node, op_id, epoch, holder)
-    SELECT i.agent, i.run_id, i.scope, n.name, i.op_id, i.epoch, i.holder
-      FROM coord.local_node n
-     CROSS JOIN coord.intent i
-     WHERE i.status = 'committed'
-       AND NOT EXISTS (SELECT FROM coord.intent_report r
-                        WHERE (r.agent, r.run_id, r.scope, r.node) = (i.agent, i.run_id, i.scope, n.name))
-    ON CONFLICT DO NOTHING
-    RETURNING 1)
-  SELECT count(*) FROM reported
-$$;
-COMMENT ON FUNCTION intent_report_own() IS 'reports the committed runs of this node that are not reported yet; returns how many there are';
 
 -- Epochs of a life lie in a range of their own, unless higher ones were heard of.
 CREATE FUNCTION report_epoch_range() RETURNS bigint
@@ -248,6 +208,6 @@ COMMENT ON FUNCTION stable_frontier() IS 'what this node and every voter hold, a
 REVOKE ALL ON FUNCTION report_body(op), op_insert(jsonb[]), op_learn(jsonb[]), op_frontier_of(text, bigint), frontier(), op_acknowledge(text, vclock),
   stable_frontier() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION frontier(), stable_frontier() TO coord_agent, coord_monitor;
-REVOKE ALL ON FUNCTION intent_report_own(), report_lapse_ask(), report_lapse(), report_epoch_range(),
-  report_body(lease_report), report_body(intent_report), report_learn(text, jsonb) FROM PUBLIC;
+REVOKE ALL ON FUNCTION report_lapse_ask(), report_lapse(), report_epoch_range(),
+  report_body(lease_report), report_learn(text, jsonb) FROM PUBLIC;
 GRANT SELECT ON report_cursor TO coord_monitor;

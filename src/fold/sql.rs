@@ -62,12 +62,21 @@ fn changed(firing: &Firing, before: Digest) -> Digest {
     }
 }
 
-/// A row is a function of the operation it comes from, whose name is a hash of all that it says.
+/// A row is a function of the operation it comes from, whose name is a hash of all that it says. One without
+/// a stamp comes from none.
 fn row(firing: &Firing, table: &str, row: pg_sys::HeapTuple) -> Digest {
-    let number = firing.column_number(c"op_id").unwrap_or_default();
-    // SAFETY: the column of that name is a text in each table of the fold.
-    let op_id = unsafe { firing.value::<&str>(row, number) };
-    of_row(table, op_id.unwrap_or_default())
+    let number = |name| firing.column_number(name).unwrap_or_default();
+    // SAFETY: the columns of these names are a text and a stamp in each table of the fold.
+    let (op_id, stamp) = unsafe {
+        (
+            firing.value::<&str>(row, number(c"op_id")),
+            firing.value::<i64>(row, number(c"hlc")),
+        )
+    };
+    match (op_id, stamp) {
+        (Some(op_id), Some(_)) => of_row(table, op_id),
+        _ => ZERO,
+    }
 }
 
 fn of_row(table: &str, op_id: &str) -> Digest {

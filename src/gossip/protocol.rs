@@ -122,7 +122,7 @@ pub struct Message {
     /// Who is alive. Follows the rest from version 2 on.
     #[serde(skip)]
     pub heartbeats: Heartbeats,
-    /// Leases and committed runs; follows the heartbeats. Absent from a speaker that takes none now.
+    /// Leases and operations; follows the heartbeats. Absent from a speaker that takes none now.
     #[serde(skip)]
     pub reports: Option<Reports>,
 }

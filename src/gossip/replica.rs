@@ -664,8 +664,7 @@ const STORE_CURSOR: &CStr = c"
            log_position = greatest(c.log_position, excluded.log_position)
      WHERE $2 OR NOT c.ceiling OPERATOR(coord.@>) excluded.ceiling";
 
-/// The same of reports, of leases and of committed runs, without those that came from reader `$7`, and of
-/// operations, without those that frontier `$8` covers. Within a transaction operations are told apart by
+/// The same of reports of leases, without those that came from reader `$7`, and of operations, without those that frontier `$8` covers. Within a transaction operations are told apart by
 /// number and origin, reports by a number that no two have; `$4` has both, with a blank between.
 const REPORTS: &CStr = c"
     SELECT c.local_xid::text::bigint, c.number || ' ' || c.origin, c.report::text
@@ -683,20 +682,6 @@ const REPORTS: &CStr = c"
                 AND (l.local_xid, l.number) > ($3::text::xid8, split_part($4, ' ', 1)::bigint)
                 AND pg_visible_in_snapshot(l.local_xid, $5::pg_snapshot)
               ORDER BY l.local_xid, l.number LIMIT $6)
-            UNION ALL
-            (SELECT i.local_xid, i.number, '', CASE WHEN i.learned_from IS DISTINCT FROM $7 THEN coord.report_body(i) END
-               FROM coord.intent_report i
-              WHERE i.local_xid = ANY (ARRAY(SELECT x::text::xid8 FROM unnest($1) x))
-                AND (i.local_xid, i.number) > ($3::text::xid8, split_part($4, ' ', 1)::bigint)
-                AND pg_visible_in_snapshot(i.local_xid, $5::pg_snapshot)
-              ORDER BY i.local_xid, i.number LIMIT $6)
-            UNION ALL
-            (SELECT i.local_xid, i.number, '', CASE WHEN i.learned_from IS DISTINCT FROM $7 THEN coord.report_body(i) END
-               FROM coord.intent_report i
-              WHERE i.local_xid >= $2::text::xid8
-                AND (i.local_xid, i.number) > ($3::text::xid8, split_part($4, ' ', 1)::bigint)
-                AND pg_visible_in_snapshot(i.local_xid, $5::pg_snapshot)
-              ORDER BY i.local_xid, i.number LIMIT $6)
             UNION ALL
             (SELECT o.local_xid, o.seq, o.origin,
                     CASE WHEN o.xid::text::bigint >= coord.vclock_get($8::coord.vclock, o.origin) THEN coord.report_body(o) END

@@ -1,5 +1,4 @@
-//! What nodes tell each other beside their states: the leases they grant, the runs they have committed, and
-//! the operations of their logs. Each is about one thing of one node; the others keep it, or the newest of
+//! What nodes tell each other beside their states: the leases they grant and the operations of their logs. Each is about one thing of one node; the others keep it, or the newest of
 //! it, and pass it on.
 //!
 //! Nothing merges here, so the exchange needs no more than a reader's [`Position`] among the giver's rows, and
@@ -13,7 +12,6 @@ use super::protocol::{Position, check_position};
 use super::snapshot::Snapshot;
 use crate::clock::vclock::{self, Vclock};
 use crate::error::Result;
-use crate::intent::report::CommittedRun;
 use crate::lease::report::LeaseReport;
 use crate::oplog::report::Operation;
 
@@ -21,7 +19,6 @@ use crate::oplog::report::Operation;
 #[serde(rename_all = "snake_case")]
 pub enum Report {
     Lease(LeaseReport),
-    Run(CommittedRun),
     Op(Operation),
 }
 
@@ -30,7 +27,6 @@ impl Report {
     fn check(&self) -> Result<()> {
         match self {
             Self::Lease(lease) => lease.check(),
-            Self::Run(run) => run.check(),
             Self::Op(op) => op.check(),
         }
     }

@@ -197,8 +197,11 @@ fn set_session_defaults() {
 }
 
 /// An extension of an earlier version has no operation log.
-fn tend_fold(spi: &Session) -> crate::error::Result<()> {
+fn tend_log(spi: &Session, is_confirmed: bool) -> crate::error::Result<()> {
     if heap::is_there(c"fold_digest") {
+        if is_confirmed {
+            spi.write(c"SELECT coord.intent_log()", &[]);
+        }
         spi.write(c"SELECT coord.fold_retry()", &[]);
         spi.write(
             c"SELECT coord.fold_digest_compact($1)",
@@ -329,8 +332,9 @@ impl Worker {
         self.refresh_peers();
         let retried =
             transaction(|spi| Database::open(spi, Standpoint::BeforeCommit)?.retry_waiting());
-        if let Err(reason) = transaction(tend_fold) {
-            pgrx::log!("pg_test: could not fold what waited: {reason}");
+        let is_confirmed = self.is_confirmed;
+        if let Err(reason) = transaction(|spi| tend_log(spi, is_confirmed)) {
+            pgrx::log!("pg_test: could not tend the operation log: {reason}");
         }
         if self.is_needed() {
             if let Err(reason) = retried {

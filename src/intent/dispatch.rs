@@ -1,9 +1,10 @@
 //! The rules of dispatch, over plain values: whether a run may go on, and which record of it counts.
 
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::error::{Result, bad_argument};
-use crate::lease::grant::{Lease, Standing};
+use crate::lease::grant::{Lease, Standing, check_name};
 use crate::lease::report::Reported;
 
 /// What a run has come to. A later one counts for more.
@@ -25,6 +26,46 @@ impl Status {
                 format!("The status \"{name}\" is not one of pending, failed, committed."),
             )),
         }
+    }
+}
+
+/// What an operation of surface `intent` says.
+#[derive(Debug, Deserialize)]
+pub struct Record {
+    agent: String,
+    run_id: String,
+    holder: String,
+    epoch: i64,
+    status: String,
+    attempt: i32,
+}
+
+impl Record {
+    /// None for a payload that is the record of no run.
+    pub fn parse(payload: &str) -> Option<Self> {
+        let record: Self = serde_json::from_str(payload).ok()?;
+        let names = [&record.agent, &record.run_id, &record.holder];
+        let is_named = names.iter().all(|name| check_name("it", name).is_ok());
+        let is_whole =
+            record.epoch > 0 && record.attempt > 0 && Status::parse(&record.status).is_ok();
+        (is_named && is_whole).then_some(record)
+    }
+}
+
+/// Ranks compare bytewise, and the lowest stays: the first record that says committed, since it has happened
+/// then; else the last, by epoch before stamp.
+pub fn rank(status: Status, epoch: i64, hlc: u64, op_id: &str) -> Vec<u8> {
+    let order = [
+        &epoch.cast_unsigned().to_be_bytes()[..],
+        &hlc.to_be_bytes(),
+        op_id.as_bytes(),
+    ]
+    .concat();
+    if status == Status::Committed {
+        [&[0], order.as_slice()].concat()
+    } else {
+        let reversed = order.iter().map(|byte| !byte);
+        std::iter::once(1).chain(reversed).collect()
     }
 }
 
@@ -209,6 +250,40 @@ mod tests {
                 .all(|decision| decision.to_json(1)["may_dispatch"] == false)
         );
         assert_eq!(Decision::Proceed.to_json(1)["may_dispatch"], true);
+    }
+
+    #[test]
+    fn committed_stays_and_later_epochs_win() {
+        use Status::{Committed, Failed, Pending};
+        let ranks = [
+            rank(Committed, 1, 5, "op-a"),
+            rank(Committed, 1, 6, "op-a"),
+            rank(Committed, 2, 0, "op-a"),
+            rank(Pending, 3, 0, "op-a"),
+            rank(Pending, 2, 9, "op-b"),
+            rank(Failed, 2, 9, "op-a"),
+            rank(Failed, 2, 8, "op-c"),
+            rank(Pending, 1, 9, "op-a"),
+        ];
+        assert!(ranks.is_sorted());
+    }
+
+    #[test]
+    fn a_record_of_a_run_is_whole() {
+        let whole = r#"{"agent": "a", "run_id": "r", "holder": "h", "epoch": 1, "status": "failed", "attempt": 2}"#;
+        assert!(Record::parse(whole).is_some());
+        for (part, spoiled) in [
+            ("\"a\"", "\"\""),
+            ("\"r\"", "1"),
+            ("\"epoch\": 1", "\"epoch\": 0"),
+            ("\"epoch\": 1", "\"epoch\": 1.5"),
+            ("failed", "done"),
+            ("2}", "0}"),
+            ("\"holder\"", "\"owner\""),
+        ] {
+            let payload = whole.replace(part, spoiled);
+            assert!(Record::parse(&payload).is_none(), "{payload}");
+        }
     }
 
     #[test]

@@ -1,5 +1,4 @@
 //! Intents: whether an agent may do an effect that must happen once.
 
 pub mod dispatch;
-pub mod report;
 mod sql;

@@ -5,8 +5,9 @@ use std::cmp::Reverse;
 use pgrx::JsonB;
 use pgrx::prelude::*;
 
-use super::dispatch::{self, Status};
+use super::dispatch::{self, Record, Status};
 use crate::heap::{Access, Key, Latest, Table};
+use crate::is_preloaded;
 use crate::lease::grant::check_name;
 use crate::lease::store::{self, Leases};
 use crate::oplog::op;
@@ -16,23 +17,13 @@ use crate::varlena::SqlResult;
 mod column {
     pub const AGENT: usize = 0;
     pub const RUN: usize = 1;
+    pub const EPOCH: usize = 4;
     pub const STATUS: usize = 6;
     pub const OPERATION: usize = 8;
-    pub const COUNT: usize = 9;
+    pub const COUNT: usize = 10;
 }
 
-/// Columns of `coord.intent_report`, from 0.
-mod report_column {
-    pub const AGENT: usize = 0;
-    pub const RUN: usize = 1;
-    pub const SCOPE: usize = 2;
-    pub const OPERATION: usize = 4;
-    pub const EPOCH: usize = 5;
-    pub const COUNT: usize = 11;
-}
-
-/// Raises 22023 for what cannot be recorded. Returns the record that the run has been committed, if any node
-/// has said so.
+/// Raises 22023 for what cannot be recorded. Returns whether there is an operation log to put it into.
 #[pg_extern(sql = false)]
 fn intent_check(
     agent: &str,
@@ -41,7 +32,7 @@ fn intent_check(
     epoch: i64,
     status: &str,
     scope: &str,
-) -> SqlResult<Option<String>> {
+) -> SqlResult<bool> {
     check_name("an agent", agent)?;
     check_name("a run", run_id)?;
     check_name("a holder", holder)?;
@@ -52,67 +43,49 @@ fn intent_check(
     let seen = Latest::take();
     let elsewhere = store::elsewhere(&seen, agent).highest_epoch();
     dispatch::check_issued(agent, epoch, here.max(elsewhere))?;
-    Ok(reported(
-        &seen,
-        &[
-            Key::Text(report_column::AGENT as i16 + 1, agent),
-            Key::Text(report_column::RUN as i16 + 1, run_id),
-            Key::Text(report_column::SCOPE as i16 + 1, scope),
-        ],
-    ))
+    let is_node = Table::open(c"local_node", Access::Read)
+        .first(&seen)
+        .is_some();
+    Ok(is_node && is_preloaded())
 }
 
-/// The record, in any scope, that a run has been committed.
+#[pg_extern(sql = false)]
+fn intent_rank(status: &str, epoch: i64, hlc: i64, op_id: &str) -> SqlResult<Vec<u8>> {
+    let status = Status::parse(status)?;
+    Ok(dispatch::rank(status, epoch, hlc.cast_unsigned(), op_id))
+}
+
+#[pg_extern(sql = false)]
+fn intent_is_whole(payload: &str) -> bool {
+    Record::parse(payload).is_some()
+}
+
+/// The record, in any scope, that a run has been committed. Of several every node names the same.
 fn committed(seen: &Latest, agent: &str, run_id: &str) -> Option<String> {
-    let keys = [
-        Key::Text(report_column::AGENT as i16 + 1, agent),
-        Key::Text(report_column::RUN as i16 + 1, run_id),
-    ];
-    reported(seen, &keys).or_else(|| committed_here(seen, agent, run_id))
-}
-
-/// The same as far as any node has reported it. Of several records every node names the same.
-fn reported(seen: &Latest, keys: &[Key]) -> Option<String> {
-    let mut found: Option<(i64, Reverse<String>)> = None;
-    let table = Table::open(c"intent_report", Access::Read);
-    table.scan(seen, Some(c"intent_report_pkey"), keys, |row| {
-        let values = row.values::<{ report_column::COUNT }>();
-        // SAFETY: the types are those of sql/intent.sql.
-        let record = unsafe {
-            let operation = values.get::<String>(report_column::OPERATION);
-            values.get(report_column::EPOCH).zip(operation)
-        };
-        found = found
-            .take()
-            .max(record.map(|(epoch, name)| (epoch, Reverse(name))));
-        true
-    });
-    found.map(|(_, Reverse(operation))| operation)
-}
-
-/// The same where the database is no node, which reports nothing.
-fn committed_here(seen: &Latest, agent: &str, run_id: &str) -> Option<String> {
     let keys = [
         Key::Text(column::AGENT as i16 + 1, agent),
         Key::Text(column::RUN as i16 + 1, run_id),
     ];
-    let mut found = None;
+    let mut found: Option<(i64, Reverse<String>)> = None;
     let table = Table::open(c"intent", Access::Read);
     table.scan(seen, Some(c"intent_pkey"), &keys, |row| {
         let values = row.values::<{ column::COUNT }>();
         // SAFETY: the types are those of sql/intent.sql.
-        let (status, operation) = unsafe {
+        let (status, record) = unsafe {
+            let operation = values.get::<String>(column::OPERATION);
             (
                 values.get::<&str>(column::STATUS),
-                values.get::<String>(column::OPERATION),
+                values.get(column::EPOCH).zip(operation),
             )
         };
         if status == Some("committed") {
-            found = operation;
+            found = found
+                .take()
+                .max(record.map(|(epoch, name)| (epoch, Reverse(name))));
         }
-        found.is_none()
+        true
     });
-    found
+    found.map(|(_, Reverse(operation))| operation)
 }
 
 #[pg_extern(sql = false)]

@@ -29,7 +29,7 @@ $mesh->sql('a', q{SELECT coord.intent_record('early', 'run-1', 'x', 1, 'committe
 $mesh->add_peer(@$_) foreach [ 'a', 'b' ], [ 'b', 'a' ], [ 'b', 'c' ], [ 'c', 'b' ];
 $mesh->wait_for($_, epoch_of('early'), '1', "$_ hears of it") foreach 'b', 'c';
 is(check('c', 'early', 'run-1', 'x', 1), check('a', 'early', 'run-1', 'x', 1), 'a run committed on a is committed on c, by the same record')
-	if $mesh->wait_for('c', q{SELECT count(*) FROM coord.intent_report}, '1', 'and of the run committed under it');
+	if $mesh->wait_for('c', q{SELECT count(*) FROM coord.intent}, '1', 'and of the run committed under it');
 
 # ---- held elsewhere
 

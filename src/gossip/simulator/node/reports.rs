@@ -231,7 +231,7 @@ impl Session<'_> {
         let stored = self.stored_reports_position(peer);
         for row in &batch.rows {
             let Report::Lease(report) = row else {
-                return Err(error::data_corrupted("no runs are simulated"));
+                return Err(error::data_corrupted("no operations are simulated"));
             };
             self.learn_report(peer, report)?;
         }
