@@ -104,16 +104,15 @@ DECLARE
   surfaces text[] := ARRAY(SELECT DISTINCT o.surface FROM unnest(ops) o);
 BEGIN
   IF 'conversation' = ANY (surfaces) THEN
-    INSERT INTO coord.turn SELECT t.* FROM unnest(ops) o CROSS JOIN LATERAL coord.turn_of(o) t;
+    INSERT INTO coord.turn SELECT t.* FROM unnest(ops) o CROSS JOIN LATERAL coord.turn_of(o) t ON CONFLICT DO NOTHING;
     INSERT INTO coord.conversation (scope, conversation_id)
-    SELECT DISTINCT o.scope, coord.op_key(o.surface, o.payload)
-      FROM unnest(ops) o
-     WHERE o.surface = 'conversation'
-       AND NOT EXISTS (SELECT FROM coord.conversation c
-                        WHERE (c.scope, c.conversation_id) = (o.scope, coord.op_key(o.surface, o.payload)));
+    SELECT k.scope, k.key
+      FROM (SELECT DISTINCT o.scope, coord.op_key(o.surface, o.payload) AS key
+              FROM unnest(ops) o WHERE o.surface = 'conversation') k
+     WHERE NOT EXISTS (SELECT FROM coord.conversation c WHERE (c.scope, c.conversation_id) = (k.scope, k.key));
   END IF;
   IF 'routing' = ANY (surfaces) THEN
-    INSERT INTO coord.observation SELECT b.* FROM unnest(ops) o CROSS JOIN LATERAL coord.observation_of(o) b;
+    INSERT INTO coord.observation SELECT b.* FROM unnest(ops) o CROSS JOIN LATERAL coord.observation_of(o) b ON CONFLICT DO NOTHING;
   END IF;
   IF 'intent' = ANY (surfaces) THEN
     PERFORM coord.intent_put(i)
@@ -166,20 +165,22 @@ AS $$
 DECLARE
   patience text := current_setting('lock_timeout');
   waiting record;
+  held text;
   folded bigint := 0;
 BEGIN
   PERFORM set_config('lock_timeout', '1ms', true);
   FOR waiting IN
-    SELECT o AS op, w.origin, w.seq
+    SELECT o AS op, w.origin, w.seq, concat_ws(' ', o.scope, o.surface, coord.op_key(o.surface, o.payload)) AS key
       FROM coord.fold_waiting w JOIN coord.op o ON (o.origin, o.seq) = (w.origin, w.seq)
      ORDER BY o.scope, o.surface, coord.op_key(o.surface, o.payload) COLLATE "C"
   LOOP
+    CONTINUE WHEN waiting.key = held;
     BEGIN
       PERFORM coord.op_fold(ARRAY[waiting.op::coord.op]);
       DELETE FROM coord.fold_waiting w WHERE (w.origin, w.seq) = (waiting.origin, waiting.seq);
       folded := folded + 1;
     EXCEPTION WHEN lock_not_available THEN
-      NULL; -- later
+      held := waiting.key;
     END;
   END LOOP;
   PERFORM set_config('lock_timeout', patience, true);
@@ -267,7 +268,7 @@ CREATE VIEW intent_by_log AS
 COMMENT ON VIEW intent_by_log IS 'coord.intent, folded anew';
 
 -- Each statement compares with one snapshot, in which the log and the fold agree: whoever appends changes both
--- in one transaction.
+-- in one transaction. A row that another transaction has changed since is left alone.
 CREATE FUNCTION op_refold() RETURNS bigint
   LANGUAGE plpgsql VOLATILE
   SET search_path = pg_catalog, coord, pg_temp
@@ -285,6 +286,7 @@ BEGIN
     RETURNING 1
   ), put AS (
     INSERT INTO coord.turn SELECT (w.due).* FROM wrong w, (SELECT count(*) FROM removed) r WHERE (w.due).op_id IS NOT NULL
+    ON CONFLICT DO NOTHING
   )
   SELECT count(*) INTO part FROM wrong;
   differing := differing + part;
@@ -301,31 +303,36 @@ BEGIN
     RETURNING 1
   ), put AS (
     INSERT INTO coord.observation SELECT (w.due).* FROM wrong w, (SELECT count(*) FROM removed) r WHERE (w.due).op_id IS NOT NULL
+    ON CONFLICT DO NOTHING
   )
   SELECT count(*) INTO part FROM wrong;
   differing := differing + part;
 
   WITH wrong AS MATERIALIZED (
-    SELECT scope, surface, key, l AS due
+    SELECT scope, surface, key, c.op_id AS found, l AS due
       FROM coord.record c FULL JOIN coord.record_by_log l USING (scope, surface, key)
      WHERE ROW(c.*) IS DISTINCT FROM ROW(l.*)
   ), removed AS (
-    DELETE FROM coord.record c USING wrong w WHERE (c.scope, c.surface, c.key) = (w.scope, w.surface, w.key)
+    DELETE FROM coord.record c USING wrong w
+     WHERE (c.scope, c.surface, c.key, c.op_id) = (w.scope, w.surface, w.key, w.found)
     RETURNING 1
   ), put AS (
-    INSERT INTO coord.record SELECT (w.due).* FROM wrong w, (SELECT count(*) FROM removed) r WHERE (w.due).op_id IS NOT NULL
+    INSERT INTO coord.record AS c SELECT (w.due).* FROM wrong w, (SELECT count(*) FROM removed) r WHERE (w.due).op_id IS NOT NULL
+    ON CONFLICT ON CONSTRAINT record_pkey DO UPDATE
+       SET payload = excluded.payload, hlc = excluded.hlc, op_id = excluded.op_id, origin = excluded.origin
+     WHERE coord.record_rank(excluded.surface, excluded.hlc, excluded.op_id) < coord.record_rank(c.surface, c.hlc, c.op_id)
   )
   SELECT count(*) INTO part FROM wrong;
   differing := differing + part;
 
   WITH wrong AS MATERIALIZED (
-    SELECT agent, run_id, scope, l AS due
+    SELECT agent, run_id, scope, i.op_id AS found, l AS due
       FROM (SELECT * FROM coord.intent n WHERE n.hlc IS NOT NULL) i
       FULL JOIN coord.intent_by_log l USING (agent, run_id, scope)
      WHERE ROW(i.*) IS DISTINCT FROM ROW(l.*)
   ), removed AS (
     DELETE FROM coord.intent i USING wrong w
-     WHERE (i.agent, i.run_id, i.scope) = (w.agent, w.run_id, w.scope) AND i.hlc IS NOT NULL
+     WHERE (i.agent, i.run_id, i.scope, i.op_id) = (w.agent, w.run_id, w.scope, w.found)
     RETURNING 1
   ), put AS (
     INSERT INTO coord.intent SELECT (w.due).* FROM wrong w, (SELECT count(*) FROM removed) r WHERE (w.due).op_id IS NOT NULL

@@ -35,6 +35,10 @@ CREATE FUNCTION intent_is_whole(payload text) RETURNS boolean
   LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'intent_is_whole_wrapper';
 COMMENT ON FUNCTION intent_is_whole(text) IS 'whether the payload of an operation is the record of a run';
 
+CREATE FUNCTION intent_is_admissible(scope text, surface text, payload text) RETURNS boolean
+  LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'intent_is_admissible_wrapper';
+COMMENT ON FUNCTION intent_is_admissible(text, text, text) IS 'true, or 22023 for the record of a run that intent_record would refuse';
+
 -- A version byte, then every field with its length before it: what differs in any field differs here.
 CREATE FUNCTION intent_op_id(VARIADIC fields text[]) RETURNS text
   LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
@@ -128,7 +132,8 @@ COMMENT ON FUNCTION fence_check(text, text, text, bigint) IS 'whether a holder m
 
 REVOKE ALL ON FUNCTION intent_check(text, text, text, bigint, text, text),
   intent_record(text, text, text, bigint, text, text), fence_check(text, text, text, bigint),
-  intent_op_id(text[]), intent_rank(text, bigint, hlc, text), intent_is_whole(text), intent_put(intent),
+  intent_op_id(text[]), intent_rank(text, bigint, hlc, text), intent_is_whole(text), intent_is_admissible(text, text, text),
+  intent_put(intent),
   intent_payload(intent), intent_stamp(timestamptz), intent_log() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION intent_record(text, text, text, bigint, text, text), fence_check(text, text, text, bigint)
   TO coord_agent;

@@ -63,20 +63,24 @@ CREATE FUNCTION op_id(origin text, seq bigint, hlc hlc, scope text, surface text
 COMMENT ON FUNCTION op_id(text, bigint, hlc, text, text, text, text) IS 'name of an operation: 32 hexadecimal digits of SHA-256 over its fields';
 
 CREATE FUNCTION op_id(op op) RETURNS text
-  LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+  LANGUAGE sql IMMUTABLE PARALLEL SAFE
   RETURN coord.op_id(op.origin, op.seq, op.hlc, op.scope, op.surface, op.payload::text, coalesce(op.tenant_id::text, ''));
 COMMENT ON FUNCTION op_id(op) IS 'name that an operation should have, by what it says';
 
+CREATE FUNCTION op_hash(payload text) RETURNS text
+  LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'op_hash_wrapper';
+COMMENT ON FUNCTION op_hash(text) IS 'SHA-256 of a text, in hexadecimal';
+
 CREATE FUNCTION op_key(surface text, payload jsonb) RETURNS text
-  LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+  LANGUAGE sql IMMUTABLE PARALLEL SAFE
   RETURN CASE surface WHEN 'conversation' THEN coalesce(payload ->> 'conversation_id', '')
                       WHEN 'routing' THEN ''
-                      ELSE coalesce(payload ->> 'id', encode(sha256(convert_to(payload::text, 'UTF8')), 'hex')) END;
+                      ELSE coalesce(payload ->> 'id', coord.op_hash(payload::text)) END;
 COMMENT ON FUNCTION op_key(text, jsonb) IS 'what an operation is about: its conversation, or the id of its payload, or a hash of that';
 
-CREATE FUNCTION op_check(scope text, surface text, key text) RETURNS boolean
+CREATE FUNCTION op_check(scope text, surface text, key text, size integer) RETURNS boolean
   LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'op_check_wrapper';
-COMMENT ON FUNCTION op_check(text, text, text) IS 'true, or an error for what cannot be appended';
+COMMENT ON FUNCTION op_check(text, text, text, integer) IS 'true, or an error for what cannot be appended';
 
 CREATE FUNCTION op_required(part text) RETURNS jsonb
   LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'op_required_wrapper';
@@ -92,12 +96,13 @@ CREATE FUNCTION op_parse(ops jsonb, OUT scope text, OUT surface text, OUT key te
                    coalesce(e.op -> 'payload', coord.op_required('payload')) AS payload,
                    (e.op ->> 'tenant_id')::uuid AS tenant_id
               FROM jsonb_array_elements(ops) AS e(op)) g
-     WHERE coord.op_check(g.scope, g.surface, coord.op_key(g.surface, g.payload));
+     WHERE coord.op_check(g.scope, g.surface, coord.op_key(g.surface, g.payload), octet_length(g.payload::text))
+       AND coord.intent_is_admissible(g.scope, g.surface, g.payload::text);
   END;
 COMMENT ON FUNCTION op_parse(jsonb) IS 'operations of an array, checked, in its order';
 
 CREATE FUNCTION op_receipt(op op) RETURNS jsonb
-  LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+  LANGUAGE sql STABLE PARALLEL SAFE
   RETURN jsonb_build_object('op_id', op.op_id, 'seq', op.seq, 'hlc', jsonb_build_object(
     'wall_ms', coord.hlc_milliseconds(op.hlc), 'counter', coord.hlc_counter(op.hlc), 'device_id', op.origin));
 COMMENT ON FUNCTION op_receipt(op) IS 'what whoever appended an operation is told';
@@ -126,9 +131,9 @@ CREATE FUNCTION op_is_single() RETURNS boolean
   LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'op_is_single_wrapper';
 COMMENT ON FUNCTION op_is_single() IS 'whether operations are being folded one by one';
 
-CREATE FUNCTION op_malformation(scope text, surface text, key text) RETURNS text
+CREATE FUNCTION op_malformation(scope text, surface text, key text, size integer) RETURNS text
   LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'op_malformation_wrapper';
-COMMENT ON FUNCTION op_malformation(text, text, text) IS 'why such an operation is in no log; NULL when it can be';
+COMMENT ON FUNCTION op_malformation(text, text, text, integer) IS 'why such an operation is in no log; NULL when it can be';
 
 CREATE FUNCTION op_observe(hlc hlc) RETURNS text
   LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'op_observe_wrapper';
@@ -158,7 +163,8 @@ BEGIN
   PERFORM coord.op_origin_lock(NEW.origin);
   NEW.local_xid := pg_current_xact_id();
   obstacle := CASE WHEN coord.op_id(NEW) <> NEW.op_id THEN format('Its name should be %s.', coord.op_id(NEW))
-                   ELSE coord.op_malformation(NEW.scope, NEW.surface, coord.op_key(NEW.surface, NEW.payload)) END;
+                   ELSE coord.op_malformation(NEW.scope, NEW.surface, coord.op_key(NEW.surface, NEW.payload),
+                                              octet_length(NEW.payload::text)) END;
   IF obstacle IS NOT NULL THEN
     PERFORM coord.op_refuse(NEW, 'malformed', obstacle);
     RETURN NULL;
@@ -198,6 +204,36 @@ CREATE TRIGGER op_keep BEFORE UPDATE OR DELETE ON op
 ALTER TABLE op ENABLE ALWAYS TRIGGER op_keep;
 COMMENT ON TRIGGER op_keep ON op IS 'the log is append-only';
 
+-- A payload may be the null of JSON, which is not that of SQL.
+CREATE FUNCTION op_of(kept jsonb) RETURNS SETOF op
+  LANGUAGE sql STABLE
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+  SELECT o.origin, o.seq, o.xid, o.local_xid, o.hlc, o.op_id, o.scope, o.surface, kept -> 'payload', o.recorded_at, o.tenant_id
+    FROM jsonb_populate_record(NULL::coord.op, kept) o
+$$;
+COMMENT ON FUNCTION op_of(jsonb) IS 'an operation as coord.conflict keeps it';
+
+CREATE FUNCTION conflict_retry() RETURNS bigint
+  LANGUAGE plpgsql VOLATILE
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+DECLARE
+  admitted bigint;
+BEGIN
+  WITH due AS (
+    DELETE FROM coord.conflict c
+     WHERE c.reason = 'clock'
+       AND coord.hlc_time((c.op ->> 'hlc')::coord.hlc) <= clock_timestamp() + current_setting('coord.max_clock_drift')::interval
+    RETURNING c.op
+  )
+  INSERT INTO coord.op SELECT t.* FROM due d CROSS JOIN LATERAL coord.op_of(d.op) t ORDER BY t.seq;
+  GET DIAGNOSTICS admitted = ROW_COUNT;
+  RETURN admitted;
+END
+$$;
+COMMENT ON FUNCTION conflict_retry() IS 'admits operations whose stamp is not too far ahead any more; returns how many';
+
 CREATE FUNCTION quarantine_release(origin text) RETURNS bigint
   LANGUAGE plpgsql VOLATILE STRICT
   SET search_path = pg_catalog, coord, pg_temp
@@ -209,10 +245,8 @@ BEGIN
   WITH held AS (
     DELETE FROM coord.conflict c WHERE c.origin = $1 AND c.reason IN ('quarantined', 'clock')
     RETURNING c.op
-  ), taken AS MATERIALIZED (
-    SELECT jsonb_populate_record(NULL::coord.op, h.op) AS op FROM held h
   )
-  INSERT INTO coord.op SELECT (t.op).* FROM taken t ORDER BY (t.op).seq;
+  INSERT INTO coord.op SELECT t.* FROM held h CROSS JOIN LATERAL coord.op_of(h.op) t ORDER BY t.seq;
   GET DIAGNOSTICS released = ROW_COUNT;
   RETURN released;
 END
@@ -221,8 +255,8 @@ COMMENT ON FUNCTION quarantine_release(text) IS 'admits operations of an origin 
 
 REVOKE ALL ON FUNCTION op_required(text), op_parse(jsonb), op_append(text, text, jsonb), op_append_many(jsonb),
   op_is_from_elsewhere(), op_is_single(), op_observe(hlc), op_origin_lock(text), op_refuse(op, text, text),
-  op_admit(), op_keep(), quarantine_release(text), op_malformation(text, text, text), op_check(text, text, text),
-  op_parse(jsonb), op_receipt(op), op_key(text, jsonb), op_id(op),
+  op_admit(), op_keep(), op_of(jsonb), conflict_retry(), quarantine_release(text), op_malformation(text, text, text, integer), op_check(text, text, text, integer),
+  op_hash(text), op_receipt(op), op_key(text, jsonb), op_id(op),
   op_id(text, bigint, hlc, text, text, text, text) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION op_append(text, text, jsonb), op_append_many(jsonb), op_id(op), op_key(text, jsonb),
   op_id(text, bigint, hlc, text, text, text, text) TO coord_agent;

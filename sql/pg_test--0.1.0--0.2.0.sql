@@ -584,6 +584,10 @@ CREATE FUNCTION intent_is_whole(payload text) RETURNS boolean
   LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'intent_is_whole_wrapper';
 COMMENT ON FUNCTION intent_is_whole(text) IS 'whether the payload of an operation is the record of a run';
 
+CREATE FUNCTION intent_is_admissible(scope text, surface text, payload text) RETURNS boolean
+  LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'intent_is_admissible_wrapper';
+COMMENT ON FUNCTION intent_is_admissible(text, text, text) IS 'true, or 22023 for the record of a run that intent_record would refuse';
+
 -- A version byte, then every field with its length before it: what differs in any field differs here.
 CREATE FUNCTION intent_op_id(VARIADIC fields text[]) RETURNS text
   LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
@@ -677,7 +681,8 @@ COMMENT ON FUNCTION fence_check(text, text, text, bigint) IS 'whether a holder m
 
 REVOKE ALL ON FUNCTION intent_check(text, text, text, bigint, text, text),
   intent_record(text, text, text, bigint, text, text), fence_check(text, text, text, bigint),
-  intent_op_id(text[]), intent_rank(text, bigint, hlc, text), intent_is_whole(text), intent_put(intent),
+  intent_op_id(text[]), intent_rank(text, bigint, hlc, text), intent_is_whole(text), intent_is_admissible(text, text, text),
+  intent_put(intent),
   intent_payload(intent), intent_stamp(timestamptz), intent_log() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION intent_record(text, text, text, bigint, text, text), fence_check(text, text, text, bigint)
   TO coord_agent;
@@ -756,20 +761,24 @@ CREATE FUNCTION op_id(origin text, seq bigint, hlc hlc, scope text, surface text
 COMMENT ON FUNCTION op_id(text, bigint, hlc, text, text, text, text) IS 'name of an operation: 32 hexadecimal digits of SHA-256 over its fields';
 
 CREATE FUNCTION op_id(op op) RETURNS text
-  LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+  LANGUAGE sql IMMUTABLE PARALLEL SAFE
   RETURN coord.op_id(op.origin, op.seq, op.hlc, op.scope, op.surface, op.payload::text, coalesce(op.tenant_id::text, ''));
 COMMENT ON FUNCTION op_id(op) IS 'name that an operation should have, by what it says';
 
+CREATE FUNCTION op_hash(payload text) RETURNS text
+  LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'op_hash_wrapper';
+COMMENT ON FUNCTION op_hash(text) IS 'SHA-256 of a text, in hexadecimal';
+
 CREATE FUNCTION op_key(surface text, payload jsonb) RETURNS text
-  LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+  LANGUAGE sql IMMUTABLE PARALLEL SAFE
   RETURN CASE surface WHEN 'conversation' THEN coalesce(payload ->> 'conversation_id', '')
                       WHEN 'routing' THEN ''
-                      ELSE coalesce(payload ->> 'id', encode(sha256(convert_to(payload::text, 'UTF8')), 'hex')) END;
+                      ELSE coalesce(payload ->> 'id', coord.op_hash(payload::text)) END;
 COMMENT ON FUNCTION op_key(text, jsonb) IS 'what an operation is about: its conversation, or the id of its payload, or a hash of that';
 
-CREATE FUNCTION op_check(scope text, surface text, key text) RETURNS boolean
+CREATE FUNCTION op_check(scope text, surface text, key text, size integer) RETURNS boolean
   LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'op_check_wrapper';
-COMMENT ON FUNCTION op_check(text, text, text) IS 'true, or an error for what cannot be appended';
+COMMENT ON FUNCTION op_check(text, text, text, integer) IS 'true, or an error for what cannot be appended';
 
 CREATE FUNCTION op_required(part text) RETURNS jsonb
   LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'op_required_wrapper';
@@ -785,12 +794,13 @@ CREATE FUNCTION op_parse(ops jsonb, OUT scope text, OUT surface text, OUT key te
                    coalesce(e.op -> 'payload', coord.op_required('payload')) AS payload,
                    (e.op ->> 'tenant_id')::uuid AS tenant_id
               FROM jsonb_array_elements(ops) AS e(op)) g
-     WHERE coord.op_check(g.scope, g.surface, coord.op_key(g.surface, g.payload));
+     WHERE coord.op_check(g.scope, g.surface, coord.op_key(g.surface, g.payload), octet_length(g.payload::text))
+       AND coord.intent_is_admissible(g.scope, g.surface, g.payload::text);
   END;
 COMMENT ON FUNCTION op_parse(jsonb) IS 'operations of an array, checked, in its order';
 
 CREATE FUNCTION op_receipt(op op) RETURNS jsonb
-  LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+  LANGUAGE sql STABLE PARALLEL SAFE
   RETURN jsonb_build_object('op_id', op.op_id, 'seq', op.seq, 'hlc', jsonb_build_object(
     'wall_ms', coord.hlc_milliseconds(op.hlc), 'counter', coord.hlc_counter(op.hlc), 'device_id', op.origin));
 COMMENT ON FUNCTION op_receipt(op) IS 'what whoever appended an operation is told';
@@ -819,9 +829,9 @@ CREATE FUNCTION op_is_single() RETURNS boolean
   LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'op_is_single_wrapper';
 COMMENT ON FUNCTION op_is_single() IS 'whether operations are being folded one by one';
 
-CREATE FUNCTION op_malformation(scope text, surface text, key text) RETURNS text
+CREATE FUNCTION op_malformation(scope text, surface text, key text, size integer) RETURNS text
   LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'op_malformation_wrapper';
-COMMENT ON FUNCTION op_malformation(text, text, text) IS 'why such an operation is in no log; NULL when it can be';
+COMMENT ON FUNCTION op_malformation(text, text, text, integer) IS 'why such an operation is in no log; NULL when it can be';
 
 CREATE FUNCTION op_observe(hlc hlc) RETURNS text
   LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'op_observe_wrapper';
@@ -851,7 +861,8 @@ BEGIN
   PERFORM coord.op_origin_lock(NEW.origin);
   NEW.local_xid := pg_current_xact_id();
   obstacle := CASE WHEN coord.op_id(NEW) <> NEW.op_id THEN format('Its name should be %s.', coord.op_id(NEW))
-                   ELSE coord.op_malformation(NEW.scope, NEW.surface, coord.op_key(NEW.surface, NEW.payload)) END;
+                   ELSE coord.op_malformation(NEW.scope, NEW.surface, coord.op_key(NEW.surface, NEW.payload),
+                                              octet_length(NEW.payload::text)) END;
   IF obstacle IS NOT NULL THEN
     PERFORM coord.op_refuse(NEW, 'malformed', obstacle);
     RETURN NULL;
@@ -891,6 +902,36 @@ CREATE TRIGGER op_keep BEFORE UPDATE OR DELETE ON op
 ALTER TABLE op ENABLE ALWAYS TRIGGER op_keep;
 COMMENT ON TRIGGER op_keep ON op IS 'the log is append-only';
 
+-- A payload may be the null of JSON, which is not that of SQL.
+CREATE FUNCTION op_of(kept jsonb) RETURNS SETOF op
+  LANGUAGE sql STABLE
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+  SELECT o.origin, o.seq, o.xid, o.local_xid, o.hlc, o.op_id, o.scope, o.surface, kept -> 'payload', o.recorded_at, o.tenant_id
+    FROM jsonb_populate_record(NULL::coord.op, kept) o
+$$;
+COMMENT ON FUNCTION op_of(jsonb) IS 'an operation as coord.conflict keeps it';
+
+CREATE FUNCTION conflict_retry() RETURNS bigint
+  LANGUAGE plpgsql VOLATILE
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+DECLARE
+  admitted bigint;
+BEGIN
+  WITH due AS (
+    DELETE FROM coord.conflict c
+     WHERE c.reason = 'clock'
+       AND coord.hlc_time((c.op ->> 'hlc')::coord.hlc) <= clock_timestamp() + current_setting('coord.max_clock_drift')::interval
+    RETURNING c.op
+  )
+  INSERT INTO coord.op SELECT t.* FROM due d CROSS JOIN LATERAL coord.op_of(d.op) t ORDER BY t.seq;
+  GET DIAGNOSTICS admitted = ROW_COUNT;
+  RETURN admitted;
+END
+$$;
+COMMENT ON FUNCTION conflict_retry() IS 'admits operations whose stamp is not too far ahead any more; returns how many';
+
 CREATE FUNCTION quarantine_release(origin text) RETURNS bigint
   LANGUAGE plpgsql VOLATILE STRICT
   SET search_path = pg_catalog, coord, pg_temp
@@ -902,10 +943,8 @@ BEGIN
   WITH held AS (
     DELETE FROM coord.conflict c WHERE c.origin = $1 AND c.reason IN ('quarantined', 'clock')
     RETURNING c.op
-  ), taken AS MATERIALIZED (
-    SELECT jsonb_populate_record(NULL::coord.op, h.op) AS op FROM held h
   )
-  INSERT INTO coord.op SELECT (t.op).* FROM taken t ORDER BY (t.op).seq;
+  INSERT INTO coord.op SELECT t.* FROM held h CROSS JOIN LATERAL coord.op_of(h.op) t ORDER BY t.seq;
   GET DIAGNOSTICS released = ROW_COUNT;
   RETURN released;
 END
@@ -914,8 +953,8 @@ COMMENT ON FUNCTION quarantine_release(text) IS 'admits operations of an origin 
 
 REVOKE ALL ON FUNCTION op_required(text), op_parse(jsonb), op_append(text, text, jsonb), op_append_many(jsonb),
   op_is_from_elsewhere(), op_is_single(), op_observe(hlc), op_origin_lock(text), op_refuse(op, text, text),
-  op_admit(), op_keep(), quarantine_release(text), op_malformation(text, text, text), op_check(text, text, text),
-  op_parse(jsonb), op_receipt(op), op_key(text, jsonb), op_id(op),
+  op_admit(), op_keep(), op_of(jsonb), conflict_retry(), quarantine_release(text), op_malformation(text, text, text, integer), op_check(text, text, text, integer),
+  op_hash(text), op_receipt(op), op_key(text, jsonb), op_id(op),
   op_id(text, bigint, hlc, text, text, text, text) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION op_append(text, text, jsonb), op_append_many(jsonb), op_id(op), op_key(text, jsonb),
   op_id(text, bigint, hlc, text, text, text, text) TO coord_agent;
@@ -1025,16 +1064,15 @@ DECLARE
   surfaces text[] := ARRAY(SELECT DISTINCT o.surface FROM unnest(ops) o);
 BEGIN
   IF 'conversation' = ANY (surfaces) THEN
-    INSERT INTO coord.turn SELECT t.* FROM unnest(ops) o CROSS JOIN LATERAL coord.turn_of(o) t;
+    INSERT INTO coord.turn SELECT t.* FROM unnest(ops) o CROSS JOIN LATERAL coord.turn_of(o) t ON CONFLICT DO NOTHING;
     INSERT INTO coord.conversation (scope, conversation_id)
-    SELECT DISTINCT o.scope, coord.op_key(o.surface, o.payload)
-      FROM unnest(ops) o
-     WHERE o.surface = 'conversation'
-       AND NOT EXISTS (SELECT FROM coord.conversation c
-                        WHERE (c.scope, c.conversation_id) = (o.scope, coord.op_key(o.surface, o.payload)));
+    SELECT k.scope, k.key
+      FROM (SELECT DISTINCT o.scope, coord.op_key(o.surface, o.payload) AS key
+              FROM unnest(ops) o WHERE o.surface = 'conversation') k
+     WHERE NOT EXISTS (SELECT FROM coord.conversation c WHERE (c.scope, c.conversation_id) = (k.scope, k.key));
   END IF;
   IF 'routing' = ANY (surfaces) THEN
-    INSERT INTO coord.observation SELECT b.* FROM unnest(ops) o CROSS JOIN LATERAL coord.observation_of(o) b;
+    INSERT INTO coord.observation SELECT b.* FROM unnest(ops) o CROSS JOIN LATERAL coord.observation_of(o) b ON CONFLICT DO NOTHING;
   END IF;
   IF 'intent' = ANY (surfaces) THEN
     PERFORM coord.intent_put(i)
@@ -1087,20 +1125,22 @@ AS $$
 DECLARE
   patience text := current_setting('lock_timeout');
   waiting record;
+  held text;
   folded bigint := 0;
 BEGIN
   PERFORM set_config('lock_timeout', '1ms', true);
   FOR waiting IN
-    SELECT o AS op, w.origin, w.seq
+    SELECT o AS op, w.origin, w.seq, concat_ws(' ', o.scope, o.surface, coord.op_key(o.surface, o.payload)) AS key
       FROM coord.fold_waiting w JOIN coord.op o ON (o.origin, o.seq) = (w.origin, w.seq)
      ORDER BY o.scope, o.surface, coord.op_key(o.surface, o.payload) COLLATE "C"
   LOOP
+    CONTINUE WHEN waiting.key = held;
     BEGIN
       PERFORM coord.op_fold(ARRAY[waiting.op::coord.op]);
       DELETE FROM coord.fold_waiting w WHERE (w.origin, w.seq) = (waiting.origin, waiting.seq);
       folded := folded + 1;
     EXCEPTION WHEN lock_not_available THEN
-      NULL; -- later
+      held := waiting.key;
     END;
   END LOOP;
   PERFORM set_config('lock_timeout', patience, true);
@@ -1188,7 +1228,7 @@ CREATE VIEW intent_by_log AS
 COMMENT ON VIEW intent_by_log IS 'coord.intent, folded anew';
 
 -- Each statement compares with one snapshot, in which the log and the fold agree: whoever appends changes both
--- in one transaction.
+-- in one transaction. A row that another transaction has changed since is left alone.
 CREATE FUNCTION op_refold() RETURNS bigint
   LANGUAGE plpgsql VOLATILE
   SET search_path = pg_catalog, coord, pg_temp
@@ -1206,6 +1246,7 @@ BEGIN
     RETURNING 1
   ), put AS (
     INSERT INTO coord.turn SELECT (w.due).* FROM wrong w, (SELECT count(*) FROM removed) r WHERE (w.due).op_id IS NOT NULL
+    ON CONFLICT DO NOTHING
   )
   SELECT count(*) INTO part FROM wrong;
   differing := differing + part;
@@ -1222,31 +1263,36 @@ BEGIN
     RETURNING 1
   ), put AS (
     INSERT INTO coord.observation SELECT (w.due).* FROM wrong w, (SELECT count(*) FROM removed) r WHERE (w.due).op_id IS NOT NULL
+    ON CONFLICT DO NOTHING
   )
   SELECT count(*) INTO part FROM wrong;
   differing := differing + part;
 
   WITH wrong AS MATERIALIZED (
-    SELECT scope, surface, key, l AS due
+    SELECT scope, surface, key, c.op_id AS found, l AS due
       FROM coord.record c FULL JOIN coord.record_by_log l USING (scope, surface, key)
      WHERE ROW(c.*) IS DISTINCT FROM ROW(l.*)
   ), removed AS (
-    DELETE FROM coord.record c USING wrong w WHERE (c.scope, c.surface, c.key) = (w.scope, w.surface, w.key)
+    DELETE FROM coord.record c USING wrong w
+     WHERE (c.scope, c.surface, c.key, c.op_id) = (w.scope, w.surface, w.key, w.found)
     RETURNING 1
   ), put AS (
-    INSERT INTO coord.record SELECT (w.due).* FROM wrong w, (SELECT count(*) FROM removed) r WHERE (w.due).op_id IS NOT NULL
+    INSERT INTO coord.record AS c SELECT (w.due).* FROM wrong w, (SELECT count(*) FROM removed) r WHERE (w.due).op_id IS NOT NULL
+    ON CONFLICT ON CONSTRAINT record_pkey DO UPDATE
+       SET payload = excluded.payload, hlc = excluded.hlc, op_id = excluded.op_id, origin = excluded.origin
+     WHERE coord.record_rank(excluded.surface, excluded.hlc, excluded.op_id) < coord.record_rank(c.surface, c.hlc, c.op_id)
   )
   SELECT count(*) INTO part FROM wrong;
   differing := differing + part;
 
   WITH wrong AS MATERIALIZED (
-    SELECT agent, run_id, scope, l AS due
+    SELECT agent, run_id, scope, i.op_id AS found, l AS due
       FROM (SELECT * FROM coord.intent n WHERE n.hlc IS NOT NULL) i
       FULL JOIN coord.intent_by_log l USING (agent, run_id, scope)
      WHERE ROW(i.*) IS DISTINCT FROM ROW(l.*)
   ), removed AS (
     DELETE FROM coord.intent i USING wrong w
-     WHERE (i.agent, i.run_id, i.scope) = (w.agent, w.run_id, w.scope) AND i.hlc IS NOT NULL
+     WHERE (i.agent, i.run_id, i.scope, i.op_id) = (w.agent, w.run_id, w.scope, w.found)
     RETURNING 1
   ), put AS (
     INSERT INTO coord.intent SELECT (w.due).* FROM wrong w, (SELECT count(*) FROM removed) r WHERE (w.due).op_id IS NOT NULL
@@ -1409,21 +1455,35 @@ CREATE FUNCTION op_learn(ops jsonb[]) RETURNS bigint
 AS $$
 DECLARE
   patience text := current_setting('lock_timeout');
+  held text[] := '{}';
+  subject text;
   admitted bigint := 0;
 BEGIN
   IF cardinality(ops) = 0 THEN
     RETURN 0;
   END IF;
+  -- In one order, and with patience: whoever else brings these is done in a moment.
+  PERFORM coord.op_origin_lock(o.origin)
+     FROM (SELECT DISTINCT e.op ->> 'origin' COLLATE "C" AS origin FROM unnest(ops) AS e(op) ORDER BY 1) o;
   BEGIN
     PERFORM set_config('lock_timeout', '100ms', true);
     admitted := coord.op_insert(ops);
   EXCEPTION WHEN lock_not_available THEN
     PERFORM set_config('lock_timeout', '1ms', true);
     FOR place IN 1..cardinality(ops) LOOP
+      subject := concat_ws(' ', ops[place] ->> 'scope', ops[place] ->> 'surface',
+                           coord.op_key(ops[place] ->> 'surface', (ops[place] ->> 'payload')::jsonb));
       BEGIN
+        IF subject = ANY (held) THEN
+          RAISE lock_not_available;
+        END IF;
         admitted := admitted + coord.op_insert(ops[place:place]);
       EXCEPTION WHEN lock_not_available THEN
-        INSERT INTO coord.fold_waiting (origin, seq) VALUES (ops[place] ->> 'origin', (ops[place] ->> 'seq')::bigint)
+        held := held || subject;
+        INSERT INTO coord.fold_waiting (origin, seq)
+        SELECT n.origin, n.seq
+          FROM (SELECT ops[place] ->> 'origin' AS origin, (ops[place] ->> 'seq')::bigint AS seq) n
+         WHERE NOT EXISTS (SELECT FROM coord.op o WHERE (o.origin, o.seq) = (n.origin, n.seq))
         ON CONFLICT DO NOTHING;
         admitted := admitted + coord.op_insert(ops[place:place]);
       END;
@@ -1491,7 +1551,10 @@ CREATE FUNCTION report_lapse() RETURNS bigint
   SET search_path = pg_catalog, coord, pg_temp
 AS $$
   WITH gone AS (
-    DELETE FROM coord.report_cursor c WHERE c.has_left RETURNING c.node
+    UPDATE coord.report_cursor c
+       SET has_left = false, space = '', given = NULL, until = NULL, after_xid = NULL, after_name = NULL, log_position = '0/0'
+     WHERE c.has_left
+    RETURNING c.node
   ), live AS (
     SELECT r.resource, r.node
       FROM coord.lease_report r JOIN gone g ON g.node = r.node
@@ -1516,16 +1579,29 @@ COMMENT ON FUNCTION report_epoch_range() IS 'the highest range of epochs in whic
 -- Which operations are held completely: for each origin a number of a transaction there, below which all have
 -- ended. One's own number stands still while the log does, so that a quiet mesh has nothing to say.
 
+-- What is kept beside the log, to be admitted later, is not held: nobody can be given it from here.
+CREATE FUNCTION op_frontier_capped(frontier vclock) RETURNS vclock
+  LANGUAGE sql STABLE STRICT
+  SET search_path = pg_catalog, coord, pg_temp
+  RETURN CASE WHEN EXISTS (SELECT FROM coord.conflict c WHERE c.reason IN ('clock', 'quarantined')) THEN
+    (SELECT coalesce(jsonb_object_agg(e.actor, least(e.counter, r.first)), '{}')::coord.vclock
+       FROM coord.vclock_entries(frontier) e
+       LEFT JOIN (SELECT c.origin, min((c.op ->> 'xid')::bigint) AS first
+                    FROM coord.conflict c WHERE c.reason IN ('clock', 'quarantined') GROUP BY c.origin) r ON r.origin = e.actor)
+    ELSE frontier END;
+COMMENT ON FUNCTION op_frontier_capped(vclock) IS 'of each origin only what lies below the first operation that is not admitted yet';
+
 CREATE FUNCTION op_frontier_of(actor text, horizon bigint) RETURNS vclock
   LANGUAGE sql STABLE STRICT
   SET search_path = pg_catalog, coord, pg_temp
-  RETURN coalesce((SELECT coord.vclock_merge_agg(c.frontier) FROM coord.report_cursor c), '{}')
-         OPERATOR(coord.||) jsonb_build_object(actor, coalesce(
-           (SELECT least(o.local_xid::text::bigint + 1, horizon) FROM coord.op o ORDER BY o.local_xid DESC LIMIT 1), 0))::coord.vclock;
+  RETURN coord.op_frontier_capped(
+    coalesce((SELECT coord.vclock_merge_agg(c.frontier) FROM coord.report_cursor c), '{}')
+    OPERATOR(coord.||) jsonb_build_object(actor, coalesce(
+      (SELECT least(o.local_xid::text::bigint + 1, horizon) FROM coord.op o ORDER BY o.local_xid DESC LIMIT 1), 0))::coord.vclock);
 COMMENT ON FUNCTION op_frontier_of(text, bigint) IS 'operations that this node holds completely, at a snapshot with this horizon';
 
 CREATE FUNCTION frontier() RETURNS vclock
-  LANGUAGE sql STABLE
+  LANGUAGE sql STABLE SECURITY DEFINER
   SET search_path = pg_catalog, coord, pg_temp
   RETURN coalesce((SELECT coord.op_frontier_of(n.actor, pg_snapshot_xmin(pg_current_snapshot())::text::bigint)
                      FROM coord.local_node n), coord.node_required()::coord.vclock);
@@ -1541,7 +1617,7 @@ $$;
 COMMENT ON FUNCTION op_acknowledge(text, vclock) IS 'a peer has said which operations it holds';
 
 CREATE FUNCTION stable_frontier() RETURNS vclock
-  LANGUAGE sql STABLE
+  LANGUAGE sql STABLE SECURITY DEFINER
   SET search_path = pg_catalog, coord, pg_temp
   RETURN (SELECT coord.vclock_meet_agg(h.frontier)
             FROM (SELECT coord.frontier() AS frontier
@@ -1551,7 +1627,7 @@ CREATE FUNCTION stable_frontier() RETURNS vclock
                    WHERE m.role = 'voter' AND m.node <> coord.node_name()) h);
 COMMENT ON FUNCTION stable_frontier() IS 'what this node and every voter hold, as far as they have said';
 
-REVOKE ALL ON FUNCTION report_body(op), op_insert(jsonb[]), op_learn(jsonb[]), op_frontier_of(text, bigint), frontier(), op_acknowledge(text, vclock),
+REVOKE ALL ON FUNCTION report_body(op), op_insert(jsonb[]), op_learn(jsonb[]), op_frontier_capped(vclock), op_frontier_of(text, bigint), frontier(), op_acknowledge(text, vclock),
   stable_frontier() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION frontier(), stable_frontier() TO coord_agent, coord_monitor;
 REVOKE ALL ON FUNCTION report_lapse_ask(), report_lapse(), report_epoch_range(),

@@ -63,21 +63,35 @@ CREATE FUNCTION op_learn(ops jsonb[]) RETURNS bigint
 AS $$
 DECLARE
   patience text := current_setting('lock_timeout');
+  held text[] := '{}';
+  subject text;
   admitted bigint := 0;
 BEGIN
   IF cardinality(ops) = 0 THEN
     RETURN 0;
   END IF;
+  -- In one order, and with patience: whoever else brings these is done in a moment.
+  PERFORM coord.op_origin_lock(o.origin)
+     FROM (SELECT DISTINCT e.op ->> 'origin' COLLATE "C" AS origin FROM unnest(ops) AS e(op) ORDER BY 1) o;
   BEGIN
     PERFORM set_config('lock_timeout', '100ms', true);
     admitted := coord.op_insert(ops);
   EXCEPTION WHEN lock_not_available THEN
     PERFORM set_config('lock_timeout', '1ms', true);
     FOR place IN 1..cardinality(ops) LOOP
+      subject := concat_ws(' ', ops[place] ->> 'scope', ops[place] ->> 'surface',
+                           coord.op_key(ops[place] ->> 'surface', (ops[place] ->> 'payload')::jsonb));
       BEGIN
+        IF subject = ANY (held) THEN
+          RAISE lock_not_available;
+        END IF;
         admitted := admitted + coord.op_insert(ops[place:place]);
       EXCEPTION WHEN lock_not_available THEN
-        INSERT INTO coord.fold_waiting (origin, seq) VALUES (ops[place] ->> 'origin', (ops[place] ->> 'seq')::bigint)
+        held := held || subject;
+        INSERT INTO coord.fold_waiting (origin, seq)
+        SELECT n.origin, n.seq
+          FROM (SELECT ops[place] ->> 'origin' AS origin, (ops[place] ->> 'seq')::bigint AS seq) n
+         WHERE NOT EXISTS (SELECT FROM coord.op o WHERE (o.origin, o.seq) = (n.origin, n.seq))
         ON CONFLICT DO NOTHING;
         admitted := admitted + coord.op_insert(ops[place:place]);
       END;
@@ -145,7 +159,10 @@ CREATE FUNCTION report_lapse() RETURNS bigint
   SET search_path = pg_catalog, coord, pg_temp
 AS $$
   WITH gone AS (
-    DELETE FROM coord.report_cursor c WHERE c.has_left RETURNING c.node
+    UPDATE coord.report_cursor c
+       SET has_left = false, space = '', given = NULL, until = NULL, after_xid = NULL, after_name = NULL, log_position = '0/0'
+     WHERE c.has_left
+    RETURNING c.node
   ), live AS (
     SELECT r.resource, r.node
       FROM coord.lease_report r JOIN gone g ON g.node = r.node
@@ -170,16 +187,29 @@ COMMENT ON FUNCTION report_epoch_range() IS 'the highest range of epochs in whic
 -- Which operations are held completely: for each origin a number of a transaction there, below which all have
 -- ended. One's own number stands still while the log does, so that a quiet mesh has nothing to say.
 
+-- What is kept beside the log, to be admitted later, is not held: nobody can be given it from here.
+CREATE FUNCTION op_frontier_capped(frontier vclock) RETURNS vclock
+  LANGUAGE sql STABLE STRICT
+  SET search_path = pg_catalog, coord, pg_temp
+  RETURN CASE WHEN EXISTS (SELECT FROM coord.conflict c WHERE c.reason IN ('clock', 'quarantined')) THEN
+    (SELECT coalesce(jsonb_object_agg(e.actor, least(e.counter, r.first)), '{}')::coord.vclock
+       FROM coord.vclock_entries(frontier) e
+       LEFT JOIN (SELECT c.origin, min((c.op ->> 'xid')::bigint) AS first
+                    FROM coord.conflict c WHERE c.reason IN ('clock', 'quarantined') GROUP BY c.origin) r ON r.origin = e.actor)
+    ELSE frontier END;
+COMMENT ON FUNCTION op_frontier_capped(vclock) IS 'of each origin only what lies below the first operation that is not admitted yet';
+
 CREATE FUNCTION op_frontier_of(actor text, horizon bigint) RETURNS vclock
   LANGUAGE sql STABLE STRICT
   SET search_path = pg_catalog, coord, pg_temp
-  RETURN coalesce((SELECT coord.vclock_merge_agg(c.frontier) FROM coord.report_cursor c), '{}')
-         OPERATOR(coord.||) jsonb_build_object(actor, coalesce(
-           (SELECT least(o.local_xid::text::bigint + 1, horizon) FROM coord.op o ORDER BY o.local_xid DESC LIMIT 1), 0))::coord.vclock;
+  RETURN coord.op_frontier_capped(
+    coalesce((SELECT coord.vclock_merge_agg(c.frontier) FROM coord.report_cursor c), '{}')
+    OPERATOR(coord.||) jsonb_build_object(actor, coalesce(
+      (SELECT least(o.local_xid::text::bigint + 1, horizon) FROM coord.op o ORDER BY o.local_xid DESC LIMIT 1), 0))::coord.vclock);
 COMMENT ON FUNCTION op_frontier_of(text, bigint) IS 'operations that this node holds completely, at a snapshot with this horizon';
 
 CREATE FUNCTION frontier() RETURNS vclock
-  LANGUAGE sql STABLE
+  LANGUAGE sql STABLE SECURITY DEFINER
   SET search_path = pg_catalog, coord, pg_temp
   RETURN coalesce((SELECT coord.op_frontier_of(n.actor, pg_snapshot_xmin(pg_current_snapshot())::text::bigint)
                      FROM coord.local_node n), coord.node_required()::coord.vclock);
@@ -195,7 +225,7 @@ $$;
 COMMENT ON FUNCTION op_acknowledge(text, vclock) IS 'a peer has said which operations it holds';
 
 CREATE FUNCTION stable_frontier() RETURNS vclock
-  LANGUAGE sql STABLE
+  LANGUAGE sql STABLE SECURITY DEFINER
   SET search_path = pg_catalog, coord, pg_temp
   RETURN (SELECT coord.vclock_meet_agg(h.frontier)
             FROM (SELECT coord.frontier() AS frontier
@@ -205,7 +235,7 @@ CREATE FUNCTION stable_frontier() RETURNS vclock
                    WHERE m.role = 'voter' AND m.node <> coord.node_name()) h);
 COMMENT ON FUNCTION stable_frontier() IS 'what this node and every voter hold, as far as they have said';
 
-REVOKE ALL ON FUNCTION report_body(op), op_insert(jsonb[]), op_learn(jsonb[]), op_frontier_of(text, bigint), frontier(), op_acknowledge(text, vclock),
+REVOKE ALL ON FUNCTION report_body(op), op_insert(jsonb[]), op_learn(jsonb[]), op_frontier_capped(vclock), op_frontier_of(text, bigint), frontier(), op_acknowledge(text, vclock),
   stable_frontier() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION frontier(), stable_frontier() TO coord_agent, coord_monitor;
 REVOKE ALL ON FUNCTION report_lapse_ask(), report_lapse(), report_epoch_range(),

@@ -28,6 +28,7 @@ pub enum SqlState {
     CheckViolation,
     FeatureNotSupported,
     UndefinedColumn,
+    TriggerProtocolViolated,
 }
 
 impl SqlState {
@@ -51,6 +52,7 @@ impl SqlState {
             Self::CheckViolation => "23514",
             Self::FeatureNotSupported => "0A000",
             Self::UndefinedColumn => "42703",
+            Self::TriggerProtocolViolated => "39P01",
         }
     }
 }
@@ -359,6 +361,14 @@ pub fn change_after_answer() -> Error {
     Error::new(
         SqlState::ActiveTransaction,
         "a state cannot change after coord.gossip_exchange has answered in the same transaction",
+    )
+}
+
+/// A trigger function that something else calls.
+pub fn not_a_trigger() -> Error {
+    Error::new(
+        SqlState::TriggerProtocolViolated,
+        "this function can only be called as a trigger",
     )
 }
 

@@ -4,6 +4,9 @@ use std::ffi::CStr;
 
 use pgrx::{FromDatum, pg_sys};
 
+use crate::error;
+use crate::varlena::raise;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
     Insert,
@@ -18,12 +21,21 @@ pub struct Firing<'a> {
 }
 
 impl Firing<'_> {
+    /// Raises an error when it is no trigger that calls: SELECT can call such a function too.
+    ///
     /// # Safety
     /// PostgreSQL called a function declared to return a trigger with this.
     pub unsafe fn new(fcinfo: pg_sys::FunctionCallInfo) -> Self {
-        // SAFETY: it does so with the trigger's data as context.
-        let data = unsafe { &*(*fcinfo).context.cast::<pg_sys::TriggerData>() };
-        Self { data }
+        // SAFETY: a trigger calls with its data as context, which its tag tells.
+        unsafe {
+            let context = (*fcinfo).context;
+            if context.is_null() || (*context).type_ != pg_sys::NodeTag::T_TriggerData {
+                raise(error::not_a_trigger());
+            }
+            Self {
+                data: &*context.cast::<pg_sys::TriggerData>(),
+            }
+        }
     }
 
     pub fn operation(&self) -> Operation {

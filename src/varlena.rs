@@ -84,6 +84,9 @@ fn error_code(state: SqlState) -> PgSqlErrorCode {
         SqlState::CheckViolation => PgSqlErrorCode::ERRCODE_CHECK_VIOLATION,
         SqlState::FeatureNotSupported => PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
         SqlState::UndefinedColumn => PgSqlErrorCode::ERRCODE_UNDEFINED_COLUMN,
+        SqlState::TriggerProtocolViolated => {
+            PgSqlErrorCode::ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED
+        }
     }
 }
 

@@ -241,8 +241,13 @@ impl<'s> Database<'s> {
                 Value::Int(limit),
                 Value::Text(Some(if start.is_full() { "" } else { peer })),
                 Value::Bytes(Some(held)),
+                Value::Int(size_limit() as i64),
             ],
         );
+        let total = match found.len() {
+            0 => 0,
+            _ => required::<i64>(&found, 0, 3)?,
+        };
         let mut size = 0;
         let mut rows = Vec::with_capacity(found.len());
         let mut last = None;
@@ -264,10 +269,11 @@ impl<'s> Database<'s> {
                 rows.push(parse_report(&report)?);
             }
         }
+        let is_cut_off = total == limit || total > found.len() as i64;
         Ok(ChangedReports {
             count: found.len(),
             rows,
-            cut_off: last.filter(|_| found.len() as i64 == limit),
+            cut_off: last.filter(|_| is_cut_off),
         })
     }
 
@@ -664,41 +670,51 @@ const STORE_CURSOR: &CStr = c"
            log_position = greatest(c.log_position, excluded.log_position)
      WHERE $2 OR NOT c.ceiling OPERATOR(coord.@>) excluded.ceiling";
 
-/// The same of reports of leases, without those that came from reader `$7`, and of operations, without those that frontier `$8` covers. Within a transaction operations are told apart by
-/// number and origin, reports by a number that no two have; `$4` has both, with a blank between.
+/// The same of reports of leases, without those that came from reader `$7`, and of operations, without those
+/// that frontier `$8` covers. Within a transaction operations are told apart by number and origin, reports by
+/// a number that no two have; `$4` has both, with a blank between. Nothing is made of rows behind the first
+/// `$9` bytes; the last column says how many there would have been.
 const REPORTS: &CStr = c"
-    SELECT c.local_xid::text::bigint, c.number || ' ' || c.origin, c.report::text
-      FROM ((SELECT l.local_xid, l.number, '' COLLATE \"C\" AS origin,
-                    CASE WHEN l.learned_from IS DISTINCT FROM $7 THEN coord.report_body(l) END AS report
-               FROM coord.lease_report l
-              WHERE l.local_xid = ANY (ARRAY(SELECT x::text::xid8 FROM unnest($1) x))
-                AND (l.local_xid, l.number) > ($3::text::xid8, split_part($4, ' ', 1)::bigint)
-                AND pg_visible_in_snapshot(l.local_xid, $5::pg_snapshot)
-              ORDER BY l.local_xid, l.number LIMIT $6)
-            UNION ALL
-            (SELECT l.local_xid, l.number, '', CASE WHEN l.learned_from IS DISTINCT FROM $7 THEN coord.report_body(l) END
-               FROM coord.lease_report l
-              WHERE l.local_xid >= $2::text::xid8
-                AND (l.local_xid, l.number) > ($3::text::xid8, split_part($4, ' ', 1)::bigint)
-                AND pg_visible_in_snapshot(l.local_xid, $5::pg_snapshot)
-              ORDER BY l.local_xid, l.number LIMIT $6)
-            UNION ALL
-            (SELECT o.local_xid, o.seq, o.origin,
-                    CASE WHEN o.xid::text::bigint >= coord.vclock_get($8::coord.vclock, o.origin) THEN coord.report_body(o) END
-               FROM coord.op o
-              WHERE o.local_xid = ANY (ARRAY(SELECT x::text::xid8 FROM unnest($1) x))
-                AND (o.local_xid, o.seq, o.origin) > ($3::text::xid8, split_part($4, ' ', 1)::bigint, split_part($4, ' ', 2))
-                AND pg_visible_in_snapshot(o.local_xid, $5::pg_snapshot)
-              ORDER BY o.local_xid, o.seq, o.origin LIMIT $6)
-            UNION ALL
-            (SELECT o.local_xid, o.seq, o.origin,
-                    CASE WHEN o.xid::text::bigint >= coord.vclock_get($8::coord.vclock, o.origin) THEN coord.report_body(o) END
-               FROM coord.op o
-              WHERE o.local_xid >= $2::text::xid8
-                AND (o.local_xid, o.seq, o.origin) > ($3::text::xid8, split_part($4, ' ', 1)::bigint, split_part($4, ' ', 2))
-                AND pg_visible_in_snapshot(o.local_xid, $5::pg_snapshot)
-              ORDER BY o.local_xid, o.seq, o.origin LIMIT $6)) c
-     ORDER BY c.local_xid, c.number, c.origin LIMIT $6";
+    SELECT w.local_xid::text::bigint, w.number || ' ' || w.origin,
+           CASE WHEN NOT w.is_given THEN NULL
+                WHEN w.origin = '' THEN coord.report_body(w.lease)
+                ELSE coord.report_body(w.op) END::text,
+           least(w.total, $6)
+      FROM (SELECT c.*, count(*) OVER () AS total,
+                   sum(c.size) OVER (ORDER BY c.local_xid, c.number, c.origin) - c.size AS before
+              FROM ((SELECT l.local_xid, l.number, '' COLLATE \"C\" AS origin, l.learned_from IS DISTINCT FROM $7 AS is_given,
+                            0 AS size, l AS lease, NULL::coord.op AS op
+                       FROM coord.lease_report l
+                      WHERE l.local_xid = ANY (ARRAY(SELECT x::text::xid8 FROM unnest($1) x))
+                        AND (l.local_xid, l.number) > ($3::text::xid8, split_part($4, ' ', 1)::bigint)
+                        AND pg_visible_in_snapshot(l.local_xid, $5::pg_snapshot)
+                      ORDER BY l.local_xid, l.number LIMIT $6)
+                    UNION ALL
+                    (SELECT l.local_xid, l.number, '', l.learned_from IS DISTINCT FROM $7, 0, l, NULL
+                       FROM coord.lease_report l
+                      WHERE l.local_xid >= $2::text::xid8
+                        AND (l.local_xid, l.number) > ($3::text::xid8, split_part($4, ' ', 1)::bigint)
+                        AND pg_visible_in_snapshot(l.local_xid, $5::pg_snapshot)
+                      ORDER BY l.local_xid, l.number LIMIT $6)
+                    UNION ALL
+                    (SELECT o.local_xid, o.seq, o.origin, o.xid::text::bigint >= coord.vclock_get($8::coord.vclock, o.origin),
+                            pg_column_size(o.payload), NULL, o
+                       FROM coord.op o
+                      WHERE o.local_xid = ANY (ARRAY(SELECT x::text::xid8 FROM unnest($1) x))
+                        AND (o.local_xid, o.seq, o.origin) > ($3::text::xid8, split_part($4, ' ', 1)::bigint, split_part($4, ' ', 2))
+                        AND pg_visible_in_snapshot(o.local_xid, $5::pg_snapshot)
+                      ORDER BY o.local_xid, o.seq, o.origin LIMIT $6)
+                    UNION ALL
+                    (SELECT o.local_xid, o.seq, o.origin, o.xid::text::bigint >= coord.vclock_get($8::coord.vclock, o.origin),
+                            pg_column_size(o.payload), NULL, o
+                       FROM coord.op o
+                      WHERE o.local_xid >= $2::text::xid8
+                        AND (o.local_xid, o.seq, o.origin) > ($3::text::xid8, split_part($4, ' ', 1)::bigint, split_part($4, ' ', 2))
+                        AND pg_visible_in_snapshot(o.local_xid, $5::pg_snapshot)
+                      ORDER BY o.local_xid, o.seq, o.origin LIMIT $6)) c
+             ORDER BY c.local_xid, c.number, c.origin LIMIT $6) w
+     WHERE w.before < $9
+     ORDER BY w.local_xid, w.number, w.origin";
 
 const STORE_REPORT_CURSOR: &CStr = c"
     INSERT INTO coord.report_cursor AS c (node, space, given, until, after_xid, after_name, log_position, frontier)

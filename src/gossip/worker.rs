@@ -29,9 +29,6 @@ use crate::{guc, heap};
 /// How long DROP EXTENSION or a removed peer can go unnoticed, however long the interval.
 const LONGEST_UNAWARE: Duration = Duration::from_secs(5);
 
-/// Parts of the digest of the folded state that readers add up: some tenths of a millisecond.
-const MOST_DIGEST_PARTS: i64 = 1_000;
-
 /// How long a node that does not know its life waits before it asks again.
 const LONGEST_UNASKED: Duration = Duration::from_secs(1);
 
@@ -196,21 +193,6 @@ fn set_session_defaults() {
     }
 }
 
-/// An extension of an earlier version has no operation log.
-fn tend_log(spi: &Session, is_confirmed: bool) -> crate::error::Result<()> {
-    if heap::is_there(c"fold_digest") {
-        if is_confirmed {
-            spi.write(c"SELECT coord.intent_log()", &[]);
-        }
-        spi.write(c"SELECT coord.fold_retry()", &[]);
-        spi.write(
-            c"SELECT coord.fold_digest_compact($1)",
-            &[Value::Int(MOST_DIGEST_PARTS)],
-        );
-    }
-    Ok(())
-}
-
 fn report_activity(what: Option<&str>) {
     let text = what.and_then(|what| std::ffi::CString::new(what).ok());
     // SAFETY: the text is copied.
@@ -332,10 +314,7 @@ impl Worker {
         self.refresh_peers();
         let retried =
             transaction(|spi| Database::open(spi, Standpoint::BeforeCommit)?.retry_waiting());
-        let is_confirmed = self.is_confirmed;
-        if let Err(reason) = transaction(|spi| tend_log(spi, is_confirmed)) {
-            pgrx::log!("pg_test: could not tend the operation log: {reason}");
-        }
+        self.tend_log();
         if self.is_needed() {
             if let Err(reason) = retried {
                 pgrx::log!("pg_test: could not merge what waited: {reason}");
@@ -344,6 +323,28 @@ impl Worker {
                 self.gossip();
             } else {
                 self.ask_all();
+            }
+        }
+    }
+
+    /// What the operation log needs from time to time; none of it is to keep the others from being done.
+    fn tend_log(&self) {
+        let tasks = [
+            (self.is_confirmed, c"SELECT coord.intent_log()"),
+            (true, c"SELECT coord.fold_retry()"),
+            (true, c"SELECT coord.conflict_retry()"),
+            (true, c"SELECT coord.fold_digest_compact(1000)"),
+        ];
+        for (_, task) in tasks.into_iter().filter(|(is_due, _)| *is_due) {
+            let done = transaction(|spi| {
+                // An extension of an earlier version has no operation log.
+                if heap::is_there(c"fold_digest") {
+                    spi.write(task, &[]);
+                }
+                Ok(())
+            });
+            if let Err(reason) = done {
+                pgrx::log!("pg_test: could not tend the operation log: {reason}");
             }
         }
     }

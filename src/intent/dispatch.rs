@@ -29,13 +29,16 @@ impl Status {
     }
 }
 
+/// The next attempt is still a number.
+const MOST_ATTEMPTS: i32 = 1_000_000_000;
+
 /// What an operation of surface `intent` says.
 #[derive(Debug, Deserialize)]
 pub struct Record {
-    agent: String,
+    pub agent: String,
     run_id: String,
     holder: String,
-    epoch: i64,
+    pub epoch: i64,
     status: String,
     attempt: i32,
 }
@@ -43,11 +46,16 @@ pub struct Record {
 impl Record {
     /// None for a payload that is the record of no run.
     pub fn parse(payload: &str) -> Option<Self> {
+        // An array would be read as well.
+        if !payload.starts_with('{') {
+            return None;
+        }
         let record: Self = serde_json::from_str(payload).ok()?;
         let names = [&record.agent, &record.run_id, &record.holder];
         let is_named = names.iter().all(|name| check_name("it", name).is_ok());
-        let is_whole =
-            record.epoch > 0 && record.attempt > 0 && Status::parse(&record.status).is_ok();
+        let is_whole = record.epoch > 0
+            && (1..=MOST_ATTEMPTS).contains(&record.attempt)
+            && Status::parse(&record.status).is_ok();
         (is_named && is_whole).then_some(record)
     }
 }
@@ -272,6 +280,7 @@ mod tests {
     fn a_record_of_a_run_is_whole() {
         let whole = r#"{"agent": "a", "run_id": "r", "holder": "h", "epoch": 1, "status": "failed", "attempt": 2}"#;
         assert!(Record::parse(whole).is_some());
+        assert!(Record::parse(r#"["a", "r", "h", 1, "failed", 2]"#).is_none());
         for (part, spoiled) in [
             ("\"a\"", "\"\""),
             ("\"r\"", "1"),
@@ -279,6 +288,7 @@ mod tests {
             ("\"epoch\": 1", "\"epoch\": 1.5"),
             ("failed", "done"),
             ("2}", "0}"),
+            ("2}", "2000000000}"),
             ("\"holder\"", "\"owner\""),
         ] {
             let payload = whole.replace(part, spoiled);

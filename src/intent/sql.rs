@@ -6,6 +6,7 @@ use pgrx::JsonB;
 use pgrx::prelude::*;
 
 use super::dispatch::{self, Record, Status};
+use crate::error::Error;
 use crate::heap::{Access, Key, Latest, Table};
 use crate::is_preloaded;
 use crate::lease::grant::check_name;
@@ -38,15 +39,31 @@ fn intent_check(
     check_name("a holder", holder)?;
     op::check_scope(scope)?;
     Status::parse(status)?;
+    check_issued(agent, epoch)?;
+    let is_node = Table::open(c"local_node", Access::Read)
+        .first(&Latest::take())
+        .is_some();
+    Ok(is_node && is_preloaded())
+}
+
+/// 22023 for an epoch of the agent's lease that was never issued, here or as far as was heard.
+fn check_issued(agent: &str, epoch: i64) -> Result<(), Error> {
     let lease = Leases::open(Access::Read).find(agent);
     let here = lease.map_or(0, |found| found.lease.epoch);
     let seen = Latest::take();
     let elsewhere = store::elsewhere(&seen, agent).highest_epoch();
-    dispatch::check_issued(agent, epoch, here.max(elsewhere))?;
-    let is_node = Table::open(c"local_node", Access::Read)
-        .first(&seen)
-        .is_some();
-    Ok(is_node && is_preloaded())
+    dispatch::check_issued(agent, epoch, here.max(elsewhere))
+}
+
+/// What is no record of a run counts for nothing, and may be in the log.
+#[pg_extern(sql = false)]
+fn intent_is_admissible(_scope: &str, surface: &str, payload: &str) -> SqlResult<bool> {
+    if surface == "intent"
+        && let Some(record) = Record::parse(payload)
+    {
+        check_issued(&record.agent, record.epoch)?;
+    }
+    Ok(true)
 }
 
 #[pg_extern(sql = false)]

@@ -10,6 +10,9 @@ use crate::lease::grant::check_name;
 /// An entry of a btree index holds a third of a page.
 const LONGEST_KEY: usize = 1_024;
 
+/// A megabyte of text: an operation is read, named and sent whole, several times.
+const LARGEST_PAYLOAD: i64 = 1 << 20;
+
 const SURFACES: [&str; 8] = [
     "conversation",
     "knowledge",
@@ -55,10 +58,16 @@ pub fn check_surface(surface: &str) -> Result<()> {
 }
 
 /// Whether an operation can be in the log, here as on every other node. 22023 for what is unknown, 54000
-/// for a key that no index takes.
-pub fn check(scope: &str, surface: &str, key: &str) -> Result<()> {
+/// for a key that no index takes, or a payload with a text of more than a megabyte.
+pub fn check(scope: &str, surface: &str, key: &str, size: i64) -> Result<()> {
     check_scope(scope)?;
     check_surface(surface)?;
+    if size > LARGEST_PAYLOAD {
+        return Err(too_large(
+            "payload of an operation",
+            format!("It has {size} bytes; the most is {LARGEST_PAYLOAD}."),
+        ));
+    }
     if key.len() <= LONGEST_KEY {
         return Ok(());
     }
@@ -112,12 +121,20 @@ impl Content<'_> {
             hash.update((field.len() as u64).to_be_bytes());
             hash.update(field);
         }
-        let mut name = String::from("op-");
-        for byte in &hash.finalize()[..16] {
-            let _ = write!(name, "{byte:02x}");
-        }
-        name
+        format!("op-{}", hexadecimal(&hash.finalize()[..16]))
     }
+}
+
+/// SHA-256 of a text.
+pub fn hash(text: &str) -> String {
+    hexadecimal(&Sha256::digest(text))
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut digits, byte| {
+        let _ = write!(digits, "{byte:02x}");
+        digits
+    })
 }
 
 #[cfg(test)]
@@ -146,7 +163,7 @@ mod tests {
     #[test]
     fn what_is_unknown_or_empty_is_refused() {
         for scope in ["personal", "shared:acme", "shared:a:b"] {
-            assert_eq!(check(scope, "run", ""), Ok(()));
+            assert_eq!(check(scope, "run", "", 2), Ok(()));
         }
         let longer = format!("shared:{}", "x".repeat(249));
         for scope in [
@@ -158,14 +175,14 @@ mod tests {
             "private",
             " personal",
         ] {
-            let error = check(scope, "run", "").unwrap_err();
+            let error = check(scope, "run", "", 2).unwrap_err();
             assert_eq!(error.state, SqlState::InvalidParameterValue, "{scope}");
         }
         for surface in SURFACES.into_iter().chain(["registry:tool"]) {
-            assert_eq!(check("personal", surface, ""), Ok(()));
+            assert_eq!(check("personal", surface, "", 2), Ok(()));
         }
         for surface in ["", "registry", "registry:", "Run", "runs", "conversation:x"] {
-            let error = check("personal", surface, "").unwrap_err();
+            let error = check("personal", surface, "", 2).unwrap_err();
             assert_eq!(error.state, SqlState::InvalidParameterValue, "{surface}");
         }
     }
@@ -173,8 +190,15 @@ mod tests {
     #[test]
     fn a_key_fits_an_index() {
         let longest = "k".repeat(LONGEST_KEY);
-        assert_eq!(check("personal", "run", &longest), Ok(()));
-        let error = check("personal", "run", &(longest + "k")).unwrap_err();
+        assert_eq!(check("personal", "run", &longest, 2), Ok(()));
+        let error = check("personal", "run", &(longest + "k"), 2).unwrap_err();
+        assert_eq!(error.state, SqlState::ProgramLimitExceeded);
+    }
+
+    #[test]
+    fn a_payload_is_at_most_a_megabyte() {
+        assert_eq!(check("personal", "run", "", LARGEST_PAYLOAD), Ok(()));
+        let error = check("personal", "run", "", LARGEST_PAYLOAD + 1).unwrap_err();
         assert_eq!(error.state, SqlState::ProgramLimitExceeded);
     }
 

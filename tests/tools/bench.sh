@@ -6,7 +6,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 cd "$root"
 
-readonly rounds=15 lease_rounds=${LEASE_ROUNDS:-7}
+readonly rounds=15 lease_rounds=${LEASE_ROUNDS:-7} log_turns=${LOG_TURNS:-1000000}
 
 start_node() {
 	port[$1]=$(free_port)
@@ -32,7 +32,7 @@ compare() {
 	for ((round = 0; round < rounds; round++)); do
 		for pair in "$@"; do script+="EXPLAIN (ANALYZE, TIMING OFF, COSTS OFF) ${pair#*=};"; done
 	done
-	times=$(sql a "$script" | sed -nE 's/^Execution Time: (.*) ms$/\1/p')
+	times=$(sql "${compare_on:-a}" "$script" | sed -nE 's/^Execution Time: (.*) ms$/\1/p')
 	for pair in "$@"; do
 		took[${pair%%=*}]=$(awk -v of=$# -v nth=$index '(NR - 1) % of == nth' <<<"$times" | median)
 		index=$((index + 1))
@@ -244,9 +244,19 @@ make_leases() {
 	sql l "VACUUM ANALYZE"
 }
 
+# scripts_of FOLDER: sets scripts to a copy. The checkout may lie where the server's user cannot enter.
+scripts_of() {
+	local script
+	scripts=$work/$1
+	as_server mkdir "$scripts"
+	for script in tests/bench/"$1"/*.sql; do
+		as_server tee "$scripts/$(basename "$script")" <"$script" >/dev/null
+	done
+}
+
 # pgbench_of SCRIPT CLIENTS SECONDS: transactions a second.
 pgbench_of() {
-	as_server pgbench -n -M prepared -c "$2" -j 2 -T "$3" -f "$lease_scripts/$1.sql" \
+	as_server pgbench -n -M "${protocol:-prepared}" -c "$2" -j 2 -T "$3" -f "$scripts/$1.sql" \
 		-h 127.0.0.1 -p "${port[l]}" -U postgres postgres 2>/dev/null | sed -nE 's/^tps = ([0-9.]+) .*/\1/p'
 }
 
@@ -266,9 +276,9 @@ interleaved() {
 # for the script, so many times a second, in milliseconds, while 8 clients run the others.
 percentile_beside() {
 	local log=$work/latencies
-	as_server pgbench -n -c 8 -j 1 -T 4 -f "$lease_scripts/$4.sql" -h 127.0.0.1 -p "${port[l]}" -U postgres postgres >/dev/null 2>&1 &
+	as_server pgbench -n -c 8 -j 1 -T 4 -f "$scripts/$4.sql" -h 127.0.0.1 -p "${port[l]}" -U postgres postgres >/dev/null 2>&1 &
 	sleep 0.5
-	as_server pgbench -n -M prepared -c 1 -T 3 -R "$3" -l --log-prefix="$log" -f "$lease_scripts/$2.sql" \
+	as_server pgbench -n -M prepared -c 1 -T 3 -R "$3" -l --log-prefix="$log" -f "$scripts/$2.sql" \
 		-h 127.0.0.1 -p "${port[l]}" -U postgres postgres >/dev/null 2>&1
 	wait $!
 	awk '{ print $3 / 1000 }' "$log".* | sort -n | awk -v part="$1" '{ v[NR] = $1 } END { print v[int(NR * part)] }'
@@ -280,13 +290,7 @@ bench_leases() {
 	start_node l
 	wait_for l "coord.lease_memory_is_open()"
 	make_leases
-	lease_scripts=$work/lease
-	as_server mkdir "$lease_scripts"
-	local script
-	# The checkout may lie where the server's user cannot enter.
-	for script in tests/bench/lease/*.sql; do
-		as_server tee "$lease_scripts/$(basename "$script")" <"$script" >/dev/null
-	done
+	scripts_of lease
 	for clients in 8 32; do
 		interleaved "$clients" acquire_bare acquire
 		row "\`lease_try_acquire\` of 10 000 resources, $clients clients: against the bare \`INSERT … ON CONFLICT … WHERE\`" \
@@ -322,6 +326,61 @@ bench_leases() {
 	stop_server l
 }
 
+# The same rows in a table with the same indexes, and nothing made of them.
+make_log() {
+	sql l "CREATE SEQUENCE bare_seq"
+	sql l "CREATE TABLE bare (
+		origin text COLLATE \"C\" NOT NULL DEFAULT 'l', seq bigint NOT NULL, xid xid8 NOT NULL DEFAULT pg_current_xact_id(),
+		local_xid xid8 NOT NULL DEFAULT pg_current_xact_id(), hlc coord.hlc NOT NULL DEFAULT coord.hlc_now(),
+		op_id text COLLATE \"C\" NOT NULL, scope text COLLATE \"C\" NOT NULL DEFAULT 'personal',
+		surface text COLLATE \"C\" NOT NULL DEFAULT 'conversation', payload jsonb NOT NULL,
+		recorded_at timestamptz NOT NULL DEFAULT clock_timestamp(), tenant_id uuid, PRIMARY KEY (origin, seq))"
+	sql l "CREATE INDEX ON bare (op_id)"
+	sql l "CREATE INDEX ON bare (local_xid, seq)"
+}
+
+# Statements with a thousand rows in them, as a client sends them.
+make_batches() {
+	local payload="format('{\"conversation_id\": \"c%s\", \"role\": \"user\", \"content\": \"The fjord is cold, and the sun is not out yet.\"}', i)"
+	sql l "SELECT 'SELECT jsonb_array_length(coord.op_append_many(''[' || string_agg('{\"scope\": \"personal\", \"surface\": \"conversation\", \"payload\": ' || $payload || '}', ', ') || ']''));'
+		FROM generate_series(1, 1000) i" | as_server tee "$scripts/batch.sql" >/dev/null
+	sql l "SELECT 'INSERT INTO bare (seq, op_id, payload) VALUES ' || string_agg(format('(nextval(''bare_seq''), ''op-%s'', ''%s'')', md5(i::text), $payload), ', ') || ';'
+		FROM generate_series(1, 1000) i" | as_server tee "$scripts/batch_bare.sql" >/dev/null
+}
+
+# A long log, but for the operations: turns alone are read.
+make_turns() {
+	sql l "INSERT INTO coord.turn SELECT 'personal', 'long' || i % ($log_turns / 1000), coord.hlc('2026-01-01 00:00+00'::timestamptz + i * interval '10 ms', 0),
+		'op-' || md5(i::text), 'l', 'user', 'The fjord is cold, and the sun is not out yet.', NULL, NULL, now() FROM generate_series(1, $log_turns) i"
+	sql l "SELECT coord.fold_digest_compact()" >/dev/null
+	sql l "VACUUM ANALYZE coord.turn, coord.fold_digest"
+}
+
+bench_log() {
+	start_node l
+	make_log
+	scripts_of oplog
+	make_batches
+	sql l "VACUUM ANALYZE"
+	interleaved 8 append_bare append
+	row "\`op_append\`, 8 clients: against the bare \`INSERT\` of the same row into a table with the same indexes" \
+		"${took[append]} / ${took[append_bare]} per s = $(calc "${took[append]} / ${took[append_bare]}")" "≥ 0.6"
+	protocol=simple interleaved 1 batch_bare batch
+	row "\`op_append_many\` of 1 000: against the bare \`INSERT\` of 1 000 rows" \
+		"${took[batch]} / ${took[batch_bare]} per s = $(calc "${took[batch]} / ${took[batch_bare]}")" "≥ 0.7"
+	sql l "SELECT coord.fold_digest_compact()" >/dev/null
+	sql l "VACUUM coord.fold_digest"
+	compare_on=l compare "short=SELECT coord.state_hash()"
+	local short=${took[short]}
+	make_turns
+	compare_on=l compare "bare=SELECT * FROM coord.turn WHERE conversation_id = 'long7' ORDER BY hlc, op_id LIMIT 1000" \
+		"transcript=SELECT * FROM coord.transcript('long7', max => 1000)" "long=SELECT coord.state_hash()"
+	row "\`transcript\` of 1 000 turns among $log_turns: against the bare ordered \`SELECT\`" \
+		"${took[transcript]} / ${took[bare]} ms = $(calc "${took[transcript]} / ${took[bare]}")" "≤ 2"
+	row "\`state_hash\` with $log_turns turns more: against before" "${took[long]} / $short ms = $(calc "${took[long]} / $short")" "about 1"
+	stop_server l
+}
+
 use_server
 make_workdir
 trap 'stop_all_servers; rm -rf "$work"' EXIT
@@ -334,7 +393,8 @@ for name in a b; do start_node "$name"; done
 
 printf '| what | measured | bar |\n|---|---|---|\n'
 if [[ -z ${BENCH:-} || $BENCH == leases ]]; then bench_leases; fi
-if [[ ${BENCH:-} == leases ]]; then exit; fi
+if [[ -z ${BENCH:-} || $BENCH == log ]]; then bench_log; fi
+if [[ -n ${BENCH:-} ]]; then exit; fi
 bench_clocks
 bench_states
 bench_aggregate

@@ -91,6 +91,8 @@ SET client_min_messages = warning;
 SELECT op_refold();
 SELECT op_append('personal', 'intent', '{"agent": "mailer", "run_id": "run 8"}') IS NOT NULL AS appended;
 SELECT count(*) FROM intent WHERE run_id = 'run 8';
+-- What intent_record refuses, op_append does.
+SELECT op_append('personal', 'intent', '{"agent": "mailer", "run_id": "run 8", "holder": "b", "epoch": 9, "status": "pending", "attempt": 1}');
 
 -- A database that is no node has no log; once it is one, what it recorded goes there.
 SELECT current_database() AS regression \gset

@@ -32,6 +32,7 @@ SELECT op_append(NULL, 'skill', '{}');
 SELECT op_append('personal', NULL, '{}');
 SELECT op_append('personal', 'skill', NULL);
 SELECT op_append('personal', 'skill', jsonb_build_object('id', repeat('k', 1025)));
+SELECT op_append('personal', 'routing', to_jsonb(repeat('x', 1 << 20)));
 SELECT count(r) FROM unnest(ARRAY['conversation', 'knowledge', 'skill', 'trajectory', 'run', 'routing', 'declagent', 'intent', 'registry:tool']) surface,
   op_append('shared:acme', surface, '{"id": "x", "conversation_id": "c"}') r;
 
@@ -152,12 +153,33 @@ INSERT INTO op SELECT (told('c', 6, '2026-11-01T00:00:00.000Z/1', 'skill', '{"id
 SELECT origin, seq, reason, detail FROM conflict WHERE origin = 'b' ORDER BY seq;
 SELECT origin, reason FROM quarantine;
 SELECT origin, seq FROM op WHERE origin <> 'log' ORDER BY origin, seq;
+-- What is kept beside the log is not held: of its origin nothing from there on is called complete.
+UPDATE report_cursor SET frontier = '{"b": 100, "c": 100, "d": 100}';
+INSERT INTO report_cursor (node, space, frontier) VALUES ('b', '', '{"b": 100, "c": 100, "d": 100}') ON CONFLICT DO NOTHING;
+SELECT e.* FROM vclock_entries(frontier()) e WHERE e.actor <> 'log';
+DELETE FROM report_cursor;
 -- An administrator lets it in again.
 SELECT quarantine_release('b');
 SELECT origin, seq FROM op WHERE origin = 'b' ORDER BY seq;
 SELECT origin, seq, reason FROM conflict WHERE origin = 'b' ORDER BY seq;
 SELECT op_refold();
 SELECT state_hash() = hash_of_rows() AS agrees;
+
+-- A stamp that is not too far ahead any more is admitted by itself; also the null of JSON is a payload.
+INSERT INTO conflict (origin, seq, op_id, reason, op)
+  SELECT o.origin, o.seq, o.op_id, 'clock', to_jsonb(o) FROM told('d', 1, '2026-11-01T00:00:00.000Z/0', 'skill', 'null') o;
+SELECT conflict_retry();
+SELECT origin, payload FROM op WHERE origin = 'd';
+SELECT origin, reason FROM conflict WHERE reason = 'clock';
+-- Not by whoever asks as if it was a trigger.
+SELECT fold_digest();
+SELECT op_admit();
+-- The roles can call what is granted to them.
+SET ROLE coord_agent;
+SELECT coord.frontier() IS NOT NULL AND coord.stable_frontier() IS NOT NULL AND coord.state_hash() IS NOT NULL AS answered;
+SET ROLE coord_monitor;
+SELECT coord.sync_status() IS NOT NULL AS answered;
+RESET ROLE;
 
 -- Whatever the order in which operations arrive, they come to the same: all orders of a small history, with
 -- one of them twice.

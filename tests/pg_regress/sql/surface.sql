@@ -49,9 +49,10 @@ SELECT rolname, rolcanlogin, rolsuper, rolcreaterole, rolcreatedb, rolreplicatio
 SELECT oid::regprocedure AS security_definer FROM own_function WHERE prosecdef;
 -- Types and operators run in parallel workers.
 SELECT oid::regprocedure AS not_parallel_safe FROM own_function WHERE provolatile = 'i' AND proparallel <> 's';
--- Values of a type of ours: strict, so that no function ever sees a NULL; but for sets, which a query can
--- take in only when they are not.
-SELECT oid::regprocedure AS not_strict FROM own_function WHERE provolatile = 'i' AND prokind = 'f' AND NOT proretset AND NOT proisstrict;
+-- Values of a type of ours: strict, so that no function in C ever sees a NULL. One in SQL a query can take in
+-- only when it is not.
+SELECT p.oid::regprocedure AS not_strict FROM own_function p JOIN pg_language l ON l.oid = p.prolang
+ WHERE p.provolatile = 'i' AND p.prokind = 'f' AND l.lanname <> 'sql' AND NOT p.proisstrict;
 -- No function looks names up along the caller's search_path: it is fixed, or the body was parsed
 -- at creation, or it is Rust that runs no SQL (the list).
 SELECT oid::regprocedure AS search_path FROM own_function
