@@ -744,6 +744,10 @@ CREATE TABLE conflict (
 COMMENT ON TABLE conflict IS 'operations that arrived and were not admitted into the log';
 COMMENT ON COLUMN conflict.reason IS 'fork: another operation has this number; malformed; clock: stamped too far ahead; quarantined: the origin is';
 
+-- What is to be admitted later is looked for by every exchange and every second.
+CREATE INDEX conflict_held ON conflict (origin, ((op ->> 'xid')::bigint)) WHERE reason IN ('clock', 'quarantined');
+CREATE INDEX conflict_clock ON conflict (origin) WHERE reason = 'clock';
+
 CREATE TABLE quarantine (
   origin text COLLATE "C" PRIMARY KEY,
   reason text NOT NULL,

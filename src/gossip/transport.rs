@@ -300,10 +300,12 @@ async fn connect_to(
         .connect_timeout(request.timeout)
         .keepalives_idle(Duration::from_secs(30))
         .tcp_user_timeout(request.timeout)
-        // The far side gives up when this side would not read the answer any more.
+        // The far side gives up when this side would not read the answer any more. What it learns it compares
+        // with what has just committed, whatever its database takes as a default.
         .options(format!(
             "-c statement_timeout={timeout} -c lock_timeout={LOCK_TIMEOUT} \
-             -c idle_session_timeout={} -c search_path=pg_catalog",
+             -c idle_session_timeout={} -c search_path=pg_catalog \
+             -c default_transaction_isolation=read\\ committed",
             IDLE_SESSION.as_millis()
         ));
     let (client, connection) = config.connect(credentials.connector.clone()).await?;

@@ -174,12 +174,14 @@ fn start_transport() -> Transport {
 }
 
 /// Bookkeeping need not wait for the disk, and what must is flushed by `flush_at_commit`. A row that
-/// a session's transaction holds must not hold the worker.
+/// a session's transaction holds must not hold the worker. Each statement sees what has just committed,
+/// whatever the database takes as a default.
 fn set_session_defaults() {
     for (name, value) in [
         (c"synchronous_commit", c"off"),
         (c"lock_timeout", c"1s"),
         (c"search_path", c"pg_catalog"),
+        (c"default_transaction_isolation", c"read committed"),
     ] {
         // SAFETY: plain C strings of known settings.
         unsafe {

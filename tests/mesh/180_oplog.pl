@@ -163,6 +163,21 @@ foreach my $name ($mesh->names)
 		"nothing that $name acknowledged is missing");
 }
 
+# ---- two bring the same to a database whose default is stricter than what that needs
+
+my $isolation = q{ALTER SYSTEM %s default_transaction_isolation%s};
+$mesh->sql('c', sprintf $isolation, 'SET', q{ = 'repeatable read'});
+$mesh->node('c')->reload;
+$mesh->wait_for('c', 'SHOW default_transaction_isolation', 'repeatable read');
+%load = map { $_ => PgTest::Load->new($mesh->node($_), sprintf $tool, 'strict', $_) } 'a', 'b';
+$mesh->wait_for('c', q{SELECT count(*) > 100 AND count(DISTINCT origin) = 2 FROM coord.op WHERE payload ->> 'id' = 'strict'}, 't', 'it is given what is appended on both');
+$_->stop foreach values %load;
+$count = 0;
+$count += $mesh->sql($_, qq{SELECT count(*) FROM coord.op WHERE split_part(origin, '#', 1) = '$_'}) foreach $mesh->names;
+agrees($count, 'and comes to hold the same');
+$mesh->sql('c', sprintf $isolation, 'RESET', '');
+$mesh->node('c')->reload;
+
 # ---- a node restored from an old backup
 
 $mesh->node('c')->backup('old');
