@@ -1348,15 +1348,18 @@ CREATE FUNCTION transcript_position(after jsonb) RETURNS hlc
            ELSE (after ->> 'hlc')::coord.hlc END;
 COMMENT ON FUNCTION transcript_position(jsonb) IS 'stamp of a row that was seen, as a column or as op_append returns it';
 
+-- Bodies that order stamps are texts: pg_upgrade restores functions before the operator class that they need.
+
 CREATE FUNCTION transcript(conversation_id text, after jsonb DEFAULT NULL, max integer DEFAULT NULL) RETURNS SETOF turn
   LANGUAGE sql STABLE PARALLEL SAFE
-  BEGIN ATOMIC
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
     SELECT t.* FROM coord.turn t
      WHERE t.conversation_id = transcript.conversation_id
        AND (t.hlc, t.op_id) > (coalesce(coord.transcript_position(after), coord.hlc('1970-01-01 00:00+00'::timestamptz, 0)), coalesce(after ->> 'op_id', ''))
      ORDER BY t.hlc, t.op_id
-     LIMIT max;
-  END;
+     LIMIT max
+$$;
 COMMENT ON FUNCTION transcript(text, jsonb, integer) IS 'turns of a conversation in order, from the one after the row {"hlc": …, "op_id": …} on';
 
 CREATE FUNCTION turns_resume(turns text) RETURNS text
@@ -1365,18 +1368,20 @@ COMMENT ON FUNCTION turns_resume(text) IS 'a JSON array of turns as one of messa
 
 CREATE FUNCTION resume(conversation_id text) RETURNS jsonb
   LANGUAGE sql STABLE PARALLEL SAFE
-  BEGIN ATOMIC
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
     SELECT coord.turns_resume(coalesce(json_agg(json_build_object(
              'role', t.role, 'content', t.content, 'tool_calls', t.tool_calls, 'tool_use_id', t.tool_use_id)
              ORDER BY t.hlc, t.op_id), '[]')::text)::jsonb
       FROM coord.turn t
-     WHERE t.conversation_id = resume.conversation_id;
-  END;
+     WHERE t.conversation_id = resume.conversation_id
+$$;
 COMMENT ON FUNCTION resume(text) IS 'a conversation as a model can be given it: roles alternate, every call has its result';
 
 CREATE FUNCTION conversations(scope text) RETURNS TABLE (conversation_id text, first_at timestamptz, last_at timestamptz)
   LANGUAGE sql STABLE PARALLEL SAFE
-  BEGIN ATOMIC
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
     SELECT c.conversation_id, f.at, l.at
       FROM (SELECT DISTINCT k.conversation_id FROM coord.conversation k WHERE k.scope = conversations.scope) c
      CROSS JOIN LATERAL (SELECT t.at FROM coord.turn t
@@ -1385,8 +1390,8 @@ CREATE FUNCTION conversations(scope text) RETURNS TABLE (conversation_id text, f
      CROSS JOIN LATERAL (SELECT t.hlc, t.at FROM coord.turn t
                           WHERE t.conversation_id = c.conversation_id AND t.scope = conversations.scope
                           ORDER BY t.hlc DESC, t.op_id DESC LIMIT 1) l
-     ORDER BY l.hlc DESC, c.conversation_id;
-  END;
+     ORDER BY l.hlc DESC, c.conversation_id
+$$;
 COMMENT ON FUNCTION conversations(text) IS 'conversations of a scope, the latest first';
 
 REVOKE ALL ON FUNCTION turn_role(text), turn_check(text, text), turn_payload(text, text, text, jsonb, text, timestamptz),

@@ -63,8 +63,12 @@ SELECT transcript('long', '{"hlc": "yesterday"}');
 INSERT INTO turn SELECT 'personal', 'c' || n % 50, hlc('2026-11-01 00:00+00', n % 60000), 'op-' || md5(n::text), 'x', 'user', 'text', NULL, NULL, now()
   FROM generate_series(1, 20000) n;
 ANALYZE turn;
-EXPLAIN (COSTS OFF) SELECT * FROM transcript('c7', '{"hlc": "2026-11-01T00:00:00.000Z/100", "op_id": "op-"}', 100);
+BEGIN;
+SELECT seq_scan, idx_tup_fetch FROM pg_stat_xact_all_tables WHERE relid = 'coord.turn'::regclass \gset
 SELECT count(*) FROM transcript('c7', '{"hlc": "2026-11-01T00:00:00.000Z/100", "op_id": "op-"}', 100);
+SELECT seq_scan - :seq_scan AS whole_table, idx_tup_fetch - :idx_tup_fetch AS rows_by_index
+  FROM pg_stat_xact_all_tables WHERE relid = 'coord.turn'::regclass;
+COMMIT;
 SELECT op_refold();
 SELECT count(*) FROM turn WHERE origin = 'x';
 
