@@ -35,9 +35,9 @@ CREATE FUNCTION intent_is_whole(payload text) RETURNS boolean
   LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'intent_is_whole_wrapper';
 COMMENT ON FUNCTION intent_is_whole(text) IS 'whether the payload of an operation is the record of a run';
 
-CREATE FUNCTION intent_is_admissible(scope text, surface text, payload text) RETURNS boolean
+CREATE FUNCTION intent_is_admissible(payload text) RETURNS boolean
   LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'intent_is_admissible_wrapper';
-COMMENT ON FUNCTION intent_is_admissible(text, text, text) IS 'true, or 22023 for the record of a run that intent_record would refuse';
+COMMENT ON FUNCTION intent_is_admissible(text) IS 'true, or 22023 for the record of a run that intent_record would refuse';
 
 -- A version byte, then every field with its length before it: what differs in any field differs here.
 CREATE FUNCTION intent_op_id(VARIADIC fields text[]) RETURNS text
@@ -76,6 +76,13 @@ COMMENT ON FUNCTION intent_payload(intent) IS 'payload of the operation that a r
 
 -- What is said under a later epoch counts for more than anything said under an earlier one. That a run
 -- is committed counts whoever says it, and for ever: it has happened.
+CREATE FUNCTION intent_refusal(known intent, epoch bigint, status text) RETURNS jsonb
+  LANGUAGE sql STABLE
+  RETURN CASE WHEN status = 'committed' THEN NULL
+              WHEN known.status = 'committed' THEN jsonb_build_object('recorded', false, 'reason', 'run already committed (terminal guard)')
+              WHEN known.epoch > epoch THEN jsonb_build_object('recorded', false, 'reason', format('superseded by epoch %s', known.epoch)) END;
+COMMENT ON FUNCTION intent_refusal(intent, bigint, text) IS 'why a record counts for nothing beside the one that is known; NULL when it counts';
+
 CREATE FUNCTION intent_record(agent text, run_id text, holder text, epoch bigint, status text, scope text DEFAULT 'personal')
   RETURNS jsonb
   LANGUAGE plpgsql VOLATILE STRICT SECURITY DEFINER
@@ -85,14 +92,14 @@ DECLARE
   is_logged boolean := coord.intent_check($1, $2, $3, $4, $5, $6);
   known coord.intent;
   given coord.intent;
+  refusal jsonb;
 BEGIN
   SELECT i.* INTO known FROM coord.intent i WHERE (i.agent, i.run_id, i.scope) = ($1, $2, $6) FOR UPDATE;
-  IF known.status = 'committed' AND $5 <> 'committed' THEN
-    RETURN jsonb_build_object('recorded', false, 'reason', 'run already committed (terminal guard)');
+  refusal := coord.intent_refusal(known, $4, $5);
+  IF refusal IS NOT NULL THEN
+    RETURN refusal;
   ELSIF known.status = 'committed' OR known.status = $5 AND known.epoch = $4 THEN
     RETURN jsonb_build_object('recorded', true, 'op_id', known.op_id);
-  ELSIF known.epoch > $4 AND $5 <> 'committed' THEN
-    RETURN jsonb_build_object('recorded', false, 'reason', format('superseded by epoch %s', known.epoch));
   END IF;
   given := ROW($1, $2, $6, 1, $4, $3, $5, clock_timestamp(), '', NULL);
   IF known.agent IS NOT NULL THEN
@@ -106,14 +113,8 @@ BEGIN
   END IF;
   -- Another session may have begun the same run at the same moment.
   SELECT i.* INTO STRICT known FROM coord.intent i WHERE (i.agent, i.run_id, i.scope) = ($1, $2, $6);
-  IF known.status = 'committed' AND $5 <> 'committed' THEN
-    RETURN jsonb_build_object('recorded', false, 'reason', 'run already committed (terminal guard)');
-  ELSIF known.status = 'committed' OR known.op_id = given.op_id THEN
-    RETURN jsonb_build_object('recorded', true, 'op_id', known.op_id);
-  ELSIF known.epoch > $4 THEN
-    RETURN jsonb_build_object('recorded', false, 'reason', format('superseded by epoch %s', known.epoch));
-  END IF;
-  RETURN jsonb_build_object('recorded', true, 'op_id', given.op_id);
+  RETURN coalesce(coord.intent_refusal(known, $4, $5), jsonb_build_object('recorded', true, 'op_id',
+    CASE WHEN known.status = 'committed' THEN known.op_id ELSE given.op_id END));
 END
 $$;
 COMMENT ON FUNCTION intent_record(text, text, text, bigint, text, text) IS 'records what a run has come to: pending, failed or committed';
@@ -132,9 +133,8 @@ COMMENT ON FUNCTION fence_check(text, text, text, bigint) IS 'whether a holder m
 
 REVOKE ALL ON FUNCTION intent_check(text, text, text, bigint, text, text),
   intent_record(text, text, text, bigint, text, text), fence_check(text, text, text, bigint),
-  intent_op_id(text[]), intent_rank(text, bigint, hlc, text), intent_is_whole(text), intent_is_admissible(text, text, text),
-  intent_put(intent),
-  intent_payload(intent), intent_stamp(timestamptz), intent_log() FROM PUBLIC;
+  intent_op_id(text[]), intent_rank(text, bigint, hlc, text), intent_is_whole(text), intent_is_admissible(text),
+  intent_put(intent), intent_refusal(intent, bigint, text), intent_payload(intent), intent_stamp(timestamptz), intent_log() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION intent_record(text, text, text, bigint, text, text), fence_check(text, text, text, bigint)
   TO coord_agent;
 GRANT SELECT ON intent TO coord_monitor;

@@ -90,18 +90,20 @@ CREATE FUNCTION op_required(part text) RETURNS jsonb
   LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'op_required_wrapper';
 COMMENT ON FUNCTION op_required(text) IS 'raises 22023: an operation lacks this part';
 
-CREATE FUNCTION op_parse(ops jsonb, OUT scope text, OUT surface text, OUT key text, OUT payload jsonb, OUT tenant_id uuid)
+CREATE FUNCTION op_parse(ops jsonb, OUT scope text, OUT surface text, OUT key text, OUT payload jsonb, OUT tenant_id uuid, OUT content text)
   RETURNS SETOF record
   LANGUAGE sql VOLATILE STRICT
   BEGIN ATOMIC
-    SELECT g.scope, g.surface, coord.op_key(g.surface, g.payload), g.payload, g.tenant_id
-      FROM (SELECT coalesce(e.op ->> 'scope', coord.op_required('scope') #>> '{}') AS scope,
-                   coalesce(e.op ->> 'surface', coord.op_required('surface') #>> '{}') AS surface,
-                   coalesce(e.op -> 'payload', coord.op_required('payload')) AS payload,
-                   (e.op ->> 'tenant_id')::uuid AS tenant_id
-              FROM jsonb_array_elements(ops) AS e(op)) g
-     WHERE coord.op_check(g.scope, g.surface, coord.op_key(g.surface, g.payload), octet_length(g.payload::text))
-       AND coord.intent_is_admissible(g.scope, g.surface, g.payload::text);
+    SELECT g.*
+      FROM (SELECT p.scope, p.surface, coord.op_key(p.surface, p.payload) AS key, p.payload, p.tenant_id, p.payload::text AS content
+              FROM (SELECT coalesce(e.op ->> 'scope', coord.op_required('scope') #>> '{}') AS scope,
+                           coalesce(e.op ->> 'surface', coord.op_required('surface') #>> '{}') AS surface,
+                           coalesce(e.op -> 'payload', coord.op_required('payload')) AS payload,
+                           (e.op ->> 'tenant_id')::uuid AS tenant_id
+                      FROM jsonb_array_elements(ops) AS e(op)) p
+            OFFSET 0) g
+     WHERE coord.op_check(g.scope, g.surface, g.key, octet_length(g.content))
+       AND (g.surface <> 'intent' OR coord.intent_is_admissible(g.content));
   END;
 COMMENT ON FUNCTION op_parse(jsonb) IS 'operations of an array, checked, in its order';
 
@@ -259,7 +261,8 @@ COMMENT ON FUNCTION quarantine_release(text) IS 'admits operations of an origin 
 
 REVOKE ALL ON FUNCTION op_required(text), op_parse(jsonb), op_append(text, text, jsonb), op_append_many(jsonb),
   op_is_from_elsewhere(), op_is_single(), op_observe(hlc), op_origin_lock(text), op_refuse(op, text, text),
-  op_admit(), op_keep(), op_of(jsonb), conflict_retry(), quarantine_release(text), op_malformation(text, text, text, integer), op_check(text, text, text, integer),
+  op_admit(), op_keep(), op_of(jsonb), conflict_retry(), quarantine_release(text),
+  op_malformation(text, text, text, integer), op_check(text, text, text, integer),
   op_hash(text), op_receipt(op), op_key(text, jsonb), op_id(op),
   op_id(text, bigint, hlc, text, text, text, text) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION op_append(text, text, jsonb), op_append_many(jsonb), op_id(op), op_key(text, jsonb),

@@ -584,9 +584,9 @@ CREATE FUNCTION intent_is_whole(payload text) RETURNS boolean
   LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'intent_is_whole_wrapper';
 COMMENT ON FUNCTION intent_is_whole(text) IS 'whether the payload of an operation is the record of a run';
 
-CREATE FUNCTION intent_is_admissible(scope text, surface text, payload text) RETURNS boolean
+CREATE FUNCTION intent_is_admissible(payload text) RETURNS boolean
   LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'intent_is_admissible_wrapper';
-COMMENT ON FUNCTION intent_is_admissible(text, text, text) IS 'true, or 22023 for the record of a run that intent_record would refuse';
+COMMENT ON FUNCTION intent_is_admissible(text) IS 'true, or 22023 for the record of a run that intent_record would refuse';
 
 -- A version byte, then every field with its length before it: what differs in any field differs here.
 CREATE FUNCTION intent_op_id(VARIADIC fields text[]) RETURNS text
@@ -625,6 +625,13 @@ COMMENT ON FUNCTION intent_payload(intent) IS 'payload of the operation that a r
 
 -- What is said under a later epoch counts for more than anything said under an earlier one. That a run
 -- is committed counts whoever says it, and for ever: it has happened.
+CREATE FUNCTION intent_refusal(known intent, epoch bigint, status text) RETURNS jsonb
+  LANGUAGE sql STABLE
+  RETURN CASE WHEN status = 'committed' THEN NULL
+              WHEN known.status = 'committed' THEN jsonb_build_object('recorded', false, 'reason', 'run already committed (terminal guard)')
+              WHEN known.epoch > epoch THEN jsonb_build_object('recorded', false, 'reason', format('superseded by epoch %s', known.epoch)) END;
+COMMENT ON FUNCTION intent_refusal(intent, bigint, text) IS 'why a record counts for nothing beside the one that is known; NULL when it counts';
+
 CREATE FUNCTION intent_record(agent text, run_id text, holder text, epoch bigint, status text, scope text DEFAULT 'personal')
   RETURNS jsonb
   LANGUAGE plpgsql VOLATILE STRICT SECURITY DEFINER
@@ -634,14 +641,14 @@ DECLARE
   is_logged boolean := coord.intent_check($1, $2, $3, $4, $5, $6);
   known coord.intent;
   given coord.intent;
+  refusal jsonb;
 BEGIN
   SELECT i.* INTO known FROM coord.intent i WHERE (i.agent, i.run_id, i.scope) = ($1, $2, $6) FOR UPDATE;
-  IF known.status = 'committed' AND $5 <> 'committed' THEN
-    RETURN jsonb_build_object('recorded', false, 'reason', 'run already committed (terminal guard)');
+  refusal := coord.intent_refusal(known, $4, $5);
+  IF refusal IS NOT NULL THEN
+    RETURN refusal;
   ELSIF known.status = 'committed' OR known.status = $5 AND known.epoch = $4 THEN
     RETURN jsonb_build_object('recorded', true, 'op_id', known.op_id);
-  ELSIF known.epoch > $4 AND $5 <> 'committed' THEN
-    RETURN jsonb_build_object('recorded', false, 'reason', format('superseded by epoch %s', known.epoch));
   END IF;
   given := ROW($1, $2, $6, 1, $4, $3, $5, clock_timestamp(), '', NULL);
   IF known.agent IS NOT NULL THEN
@@ -655,14 +662,8 @@ BEGIN
   END IF;
   -- Another session may have begun the same run at the same moment.
   SELECT i.* INTO STRICT known FROM coord.intent i WHERE (i.agent, i.run_id, i.scope) = ($1, $2, $6);
-  IF known.status = 'committed' AND $5 <> 'committed' THEN
-    RETURN jsonb_build_object('recorded', false, 'reason', 'run already committed (terminal guard)');
-  ELSIF known.status = 'committed' OR known.op_id = given.op_id THEN
-    RETURN jsonb_build_object('recorded', true, 'op_id', known.op_id);
-  ELSIF known.epoch > $4 THEN
-    RETURN jsonb_build_object('recorded', false, 'reason', format('superseded by epoch %s', known.epoch));
-  END IF;
-  RETURN jsonb_build_object('recorded', true, 'op_id', given.op_id);
+  RETURN coalesce(coord.intent_refusal(known, $4, $5), jsonb_build_object('recorded', true, 'op_id',
+    CASE WHEN known.status = 'committed' THEN known.op_id ELSE given.op_id END));
 END
 $$;
 COMMENT ON FUNCTION intent_record(text, text, text, bigint, text, text) IS 'records what a run has come to: pending, failed or committed';
@@ -681,9 +682,8 @@ COMMENT ON FUNCTION fence_check(text, text, text, bigint) IS 'whether a holder m
 
 REVOKE ALL ON FUNCTION intent_check(text, text, text, bigint, text, text),
   intent_record(text, text, text, bigint, text, text), fence_check(text, text, text, bigint),
-  intent_op_id(text[]), intent_rank(text, bigint, hlc, text), intent_is_whole(text), intent_is_admissible(text, text, text),
-  intent_put(intent),
-  intent_payload(intent), intent_stamp(timestamptz), intent_log() FROM PUBLIC;
+  intent_op_id(text[]), intent_rank(text, bigint, hlc, text), intent_is_whole(text), intent_is_admissible(text),
+  intent_put(intent), intent_refusal(intent, bigint, text), intent_payload(intent), intent_stamp(timestamptz), intent_log() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION intent_record(text, text, text, bigint, text, text), fence_check(text, text, text, bigint)
   TO coord_agent;
 GRANT SELECT ON intent TO coord_monitor;
@@ -788,18 +788,20 @@ CREATE FUNCTION op_required(part text) RETURNS jsonb
   LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'op_required_wrapper';
 COMMENT ON FUNCTION op_required(text) IS 'raises 22023: an operation lacks this part';
 
-CREATE FUNCTION op_parse(ops jsonb, OUT scope text, OUT surface text, OUT key text, OUT payload jsonb, OUT tenant_id uuid)
+CREATE FUNCTION op_parse(ops jsonb, OUT scope text, OUT surface text, OUT key text, OUT payload jsonb, OUT tenant_id uuid, OUT content text)
   RETURNS SETOF record
   LANGUAGE sql VOLATILE STRICT
   BEGIN ATOMIC
-    SELECT g.scope, g.surface, coord.op_key(g.surface, g.payload), g.payload, g.tenant_id
-      FROM (SELECT coalesce(e.op ->> 'scope', coord.op_required('scope') #>> '{}') AS scope,
-                   coalesce(e.op ->> 'surface', coord.op_required('surface') #>> '{}') AS surface,
-                   coalesce(e.op -> 'payload', coord.op_required('payload')) AS payload,
-                   (e.op ->> 'tenant_id')::uuid AS tenant_id
-              FROM jsonb_array_elements(ops) AS e(op)) g
-     WHERE coord.op_check(g.scope, g.surface, coord.op_key(g.surface, g.payload), octet_length(g.payload::text))
-       AND coord.intent_is_admissible(g.scope, g.surface, g.payload::text);
+    SELECT g.*
+      FROM (SELECT p.scope, p.surface, coord.op_key(p.surface, p.payload) AS key, p.payload, p.tenant_id, p.payload::text AS content
+              FROM (SELECT coalesce(e.op ->> 'scope', coord.op_required('scope') #>> '{}') AS scope,
+                           coalesce(e.op ->> 'surface', coord.op_required('surface') #>> '{}') AS surface,
+                           coalesce(e.op -> 'payload', coord.op_required('payload')) AS payload,
+                           (e.op ->> 'tenant_id')::uuid AS tenant_id
+                      FROM jsonb_array_elements(ops) AS e(op)) p
+            OFFSET 0) g
+     WHERE coord.op_check(g.scope, g.surface, g.key, octet_length(g.content))
+       AND (g.surface <> 'intent' OR coord.intent_is_admissible(g.content));
   END;
 COMMENT ON FUNCTION op_parse(jsonb) IS 'operations of an array, checked, in its order';
 
@@ -957,7 +959,8 @@ COMMENT ON FUNCTION quarantine_release(text) IS 'admits operations of an origin 
 
 REVOKE ALL ON FUNCTION op_required(text), op_parse(jsonb), op_append(text, text, jsonb), op_append_many(jsonb),
   op_is_from_elsewhere(), op_is_single(), op_observe(hlc), op_origin_lock(text), op_refuse(op, text, text),
-  op_admit(), op_keep(), op_of(jsonb), conflict_retry(), quarantine_release(text), op_malformation(text, text, text, integer), op_check(text, text, text, integer),
+  op_admit(), op_keep(), op_of(jsonb), conflict_retry(), quarantine_release(text),
+  op_malformation(text, text, text, integer), op_check(text, text, text, integer),
   op_hash(text), op_receipt(op), op_key(text, jsonb), op_id(op),
   op_id(text, bigint, hlc, text, text, text, text) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION op_append(text, text, jsonb), op_append_many(jsonb), op_id(op), op_key(text, jsonb),
@@ -1585,9 +1588,6 @@ CREATE FUNCTION report_epoch_range() RETURNS bigint
   RETURN greatest((SELECT max(l.epoch) FROM coord.lease l), (SELECT max(r.epoch) FROM coord.lease_report r), 0) >> 40;
 COMMENT ON FUNCTION report_epoch_range() IS 'the highest range of epochs in which any lease was granted, here or as far as was heard';
 
--- Which operations are held completely: for each origin a number of a transaction there, below which all have
--- ended. One's own number stands still while the log does, so that a quiet mesh has nothing to say.
-
 -- What is kept beside the log, to be admitted later, is not held: nobody can be given it from here.
 CREATE FUNCTION op_frontier_capped(frontier vclock) RETURNS vclock
   LANGUAGE sql STABLE STRICT
@@ -1600,6 +1600,8 @@ CREATE FUNCTION op_frontier_capped(frontier vclock) RETURNS vclock
     ELSE frontier END;
 COMMENT ON FUNCTION op_frontier_capped(vclock) IS 'of each origin only what lies below the first operation that is not admitted yet';
 
+-- Which operations are held completely: for each origin a number of a transaction there, below which all have
+-- ended. One's own number stands still while the log does, so that a quiet mesh has nothing to say.
 CREATE FUNCTION op_frontier_of(actor text, horizon bigint) RETURNS vclock
   LANGUAGE sql STABLE STRICT
   SET search_path = pg_catalog, coord, pg_temp
@@ -1636,11 +1638,10 @@ CREATE FUNCTION stable_frontier() RETURNS vclock
                    WHERE m.role = 'voter' AND m.node <> coord.node_name()) h);
 COMMENT ON FUNCTION stable_frontier() IS 'what this node and every voter hold, as far as they have said';
 
-REVOKE ALL ON FUNCTION report_body(op), op_insert(jsonb[]), op_learn(jsonb[]), op_frontier_capped(vclock), op_frontier_of(text, bigint), frontier(), op_acknowledge(text, vclock),
-  stable_frontier() FROM PUBLIC;
+REVOKE ALL ON FUNCTION report_body(lease_report), report_body(op), op_insert(jsonb[]), op_learn(jsonb[]), report_learn(text, jsonb),
+  report_lapse_ask(), report_lapse(), report_epoch_range(), op_frontier_capped(vclock), op_frontier_of(text, bigint), frontier(),
+  op_acknowledge(text, vclock), stable_frontier() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION frontier(), stable_frontier() TO coord_agent, coord_monitor;
-REVOKE ALL ON FUNCTION report_lapse_ask(), report_lapse(), report_epoch_range(),
-  report_body(lease_report), report_learn(text, jsonb) FROM PUBLIC;
 GRANT SELECT ON report_cursor TO coord_monitor;
 
 CREATE FUNCTION sync_status() RETURNS jsonb

@@ -184,9 +184,6 @@ CREATE FUNCTION report_epoch_range() RETURNS bigint
   RETURN greatest((SELECT max(l.epoch) FROM coord.lease l), (SELECT max(r.epoch) FROM coord.lease_report r), 0) >> 40;
 COMMENT ON FUNCTION report_epoch_range() IS 'the highest range of epochs in which any lease was granted, here or as far as was heard';
 
--- Which operations are held completely: for each origin a number of a transaction there, below which all have
--- ended. One's own number stands still while the log does, so that a quiet mesh has nothing to say.
-
 -- What is kept beside the log, to be admitted later, is not held: nobody can be given it from here.
 CREATE FUNCTION op_frontier_capped(frontier vclock) RETURNS vclock
   LANGUAGE sql STABLE STRICT
@@ -199,6 +196,8 @@ CREATE FUNCTION op_frontier_capped(frontier vclock) RETURNS vclock
     ELSE frontier END;
 COMMENT ON FUNCTION op_frontier_capped(vclock) IS 'of each origin only what lies below the first operation that is not admitted yet';
 
+-- Which operations are held completely: for each origin a number of a transaction there, below which all have
+-- ended. One's own number stands still while the log does, so that a quiet mesh has nothing to say.
 CREATE FUNCTION op_frontier_of(actor text, horizon bigint) RETURNS vclock
   LANGUAGE sql STABLE STRICT
   SET search_path = pg_catalog, coord, pg_temp
@@ -235,9 +234,8 @@ CREATE FUNCTION stable_frontier() RETURNS vclock
                    WHERE m.role = 'voter' AND m.node <> coord.node_name()) h);
 COMMENT ON FUNCTION stable_frontier() IS 'what this node and every voter hold, as far as they have said';
 
-REVOKE ALL ON FUNCTION report_body(op), op_insert(jsonb[]), op_learn(jsonb[]), op_frontier_capped(vclock), op_frontier_of(text, bigint), frontier(), op_acknowledge(text, vclock),
-  stable_frontier() FROM PUBLIC;
+REVOKE ALL ON FUNCTION report_body(lease_report), report_body(op), op_insert(jsonb[]), op_learn(jsonb[]), report_learn(text, jsonb),
+  report_lapse_ask(), report_lapse(), report_epoch_range(), op_frontier_capped(vclock), op_frontier_of(text, bigint), frontier(),
+  op_acknowledge(text, vclock), stable_frontier() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION frontier(), stable_frontier() TO coord_agent, coord_monitor;
-REVOKE ALL ON FUNCTION report_lapse_ask(), report_lapse(), report_epoch_range(),
-  report_body(lease_report), report_learn(text, jsonb) FROM PUBLIC;
 GRANT SELECT ON report_cursor TO coord_monitor;

@@ -277,6 +277,20 @@ impl<'s> Database<'s> {
         })
     }
 
+    /// How far this node has been given the reports of a peer.
+    fn reports_position(&self, peer: &str) -> Result<Position> {
+        let rows = self.spi.write(
+            c"SELECT space, given::text, until::text, after_xid, after_name
+                FROM coord.report_cursor WHERE node = $1",
+            &[Value::Text(Some(peer))],
+        );
+        if rows.is_empty() {
+            Ok(report::nowhere())
+        } else {
+            stored_position(&rows)
+        }
+    }
+
     /// The operations that this node holds completely as of the active snapshot.
     fn op_frontier(&self, snapshot: &Snapshot) -> Result<Vec<u8>> {
         let rows = self.spi.read(
@@ -934,16 +948,7 @@ impl Replica for Database<'_> {
         if !Self::keeps_reports() {
             return Ok(None);
         }
-        let rows = self.spi.write(
-            c"SELECT space, given::text, until::text, after_xid, after_name
-                FROM coord.report_cursor WHERE node = $1",
-            &[Value::Text(Some(peer))],
-        );
-        let position = if rows.is_empty() {
-            report::nowhere()
-        } else {
-            stored_position(&rows)?
-        };
+        let position = self.reports_position(peer)?;
         let frontier = self
             .spi
             .with_snapshot(|_| self.op_frontier(&self.told_snapshot()?))?;
@@ -978,9 +983,10 @@ impl Replica for Database<'_> {
     }
 
     fn learn_reports(&mut self, peer: &str, batch: &ReportBatch, log_position: u64) -> Result<u64> {
-        let Some(stored) = self.reports_reader(peer)? else {
+        if !Self::keeps_reports() {
             return Ok(0);
-        };
+        }
+        let stored = self.reports_position(peer)?;
         let learned = self.spi.write(
             c"SELECT coord.report_learn($1, $2::jsonb)",
             &[
@@ -989,7 +995,7 @@ impl Replica for Database<'_> {
             ],
         );
         let admitted = required::<i64>(&learned, 0, 0)?.cast_unsigned();
-        if !batch.continues(&stored.position) {
+        if !batch.continues(&stored) {
             return Ok(admitted);
         }
         let snapshot = |snapshot: Option<&Snapshot>| snapshot.map(Snapshot::to_string);

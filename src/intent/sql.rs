@@ -57,10 +57,8 @@ fn check_issued(agent: &str, epoch: i64) -> Result<(), Error> {
 
 /// What is no record of a run counts for nothing, and may be in the log.
 #[pg_extern(sql = false)]
-fn intent_is_admissible(_scope: &str, surface: &str, payload: &str) -> SqlResult<bool> {
-    if surface == "intent"
-        && let Some(record) = Record::parse(payload)
-    {
+fn intent_is_admissible(payload: &str) -> SqlResult<bool> {
+    if let Some(record) = Record::parse(payload) {
         check_issued(&record.agent, record.epoch)?;
     }
     Ok(true)

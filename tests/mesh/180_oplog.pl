@@ -33,6 +33,8 @@ sub agrees
 
 # ---- a conversation of two nodes that know each other through the third alone
 
+# Numbers of transactions on b lie above those of the others.
+$mesh->sql('b', q{DO $$ BEGIN FOR n IN 1..5000 LOOP PERFORM pg_current_xact_id(); COMMIT; END LOOP; END $$});
 $mesh->add_peer(@$_) foreach [ 'a', 'b' ], [ 'b', 'a' ], [ 'b', 'c' ], [ 'c', 'b' ];
 $mesh->sql('a', turn('trip', 'user', 'Where shall we go?'));
 $mesh->wait_for('c', q{SELECT count(*) FROM coord.transcript('trip')}, '1', 'c hears through b what was said on a');
