@@ -141,12 +141,36 @@ CREATE TABLE fold_waiting (
 );
 COMMENT ON TABLE fold_waiting IS 'operations in the log whose record a local transaction holds; folded when it ends';
 
+-- Replication applies in the order of commits: what waited there would hold up all that comes behind it. Where one
+-- record has been waited for in vain already, the transaction that holds it is a long one.
+CREATE FUNCTION op_fold_applied(op op) RETURNS void
+  LANGUAGE plpgsql VOLATILE
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+DECLARE
+  patience text := current_setting('lock_timeout');
+BEGIN
+  PERFORM set_config('lock_timeout', CASE WHEN EXISTS (SELECT FROM coord.fold_waiting) THEN '1ms' ELSE '100ms' END, true);
+  BEGIN
+    PERFORM coord.op_fold(ARRAY[op]);
+  EXCEPTION WHEN lock_not_available THEN
+    INSERT INTO coord.fold_waiting (origin, seq) VALUES (op.origin, op.seq);
+  END;
+  PERFORM set_config('lock_timeout', patience, true);
+END
+$$;
+COMMENT ON FUNCTION op_fold_applied(op) IS 'folds an operation that replication applies, or leaves it to be folded later';
+
 CREATE FUNCTION op_fold() RETURNS trigger
   LANGUAGE plpgsql
   SET search_path = pg_catalog, coord, pg_temp
 AS $$
 BEGIN
-  IF NOT EXISTS (SELECT FROM coord.fold_waiting w WHERE (w.origin, w.seq) = (NEW.origin, NEW.seq)) THEN
+  IF EXISTS (SELECT FROM coord.fold_waiting w WHERE (w.origin, w.seq) = (NEW.origin, NEW.seq)) THEN
+    RETURN NULL;
+  ELSIF coord.stream_origin() IS NOT NULL AND NEW.surface NOT IN ('conversation', 'routing') THEN
+    PERFORM coord.op_fold_applied(NEW::coord.op);
+  ELSE
     PERFORM coord.op_fold(ARRAY[NEW::coord.op]);
   END IF;
   RETURN NULL;
@@ -345,7 +369,7 @@ $$;
 COMMENT ON FUNCTION op_refold() IS 'folds the whole log again, and puts right what differs; returns how many rows that were';
 
 REVOKE ALL ON FUNCTION turn_time(text), turn_of(op), observation_of(op), record_of(op), intent_of(op), record_rank(text, hlc, text),
-  op_fold(op[]), op_fold(), fold_retry(), fold_row_digest(text, text), fold_digest(), state_hash(), fold_digest_compact(bigint),
+  op_fold(op[]), op_fold_applied(op), op_fold(), fold_retry(), fold_row_digest(text, text), fold_digest(), state_hash(), fold_digest_compact(bigint),
   op_refold() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION state_hash() TO coord_agent, coord_monitor;
 GRANT SELECT ON turn, conversation, observation, record, fold_digest TO coord_agent, coord_monitor;

@@ -166,6 +166,7 @@ DECLARE
   kept text;
   obstacle text;
 BEGIN
+  PERFORM coord.stream_gate();
   PERFORM coord.op_origin_lock(NEW.origin);
   NEW.local_xid := pg_current_xact_id();
   obstacle := CASE WHEN coord.op_id(NEW) <> NEW.op_id THEN format('Its name should be %s.', coord.op_id(NEW))

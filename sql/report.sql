@@ -132,8 +132,11 @@ AS $$
 $$;
 COMMENT ON FUNCTION report_learn(text, jsonb) IS 'keeps the reports that are newer than what is known, and operations; returns how many of these were new';
 
+CREATE FUNCTION gossip_wake_appended() RETURNS trigger
+  LANGUAGE c AS 'MODULE_PATHNAME', 'gossip_wake_appended_wrapper';
+COMMENT ON FUNCTION gossip_wake_appended() IS 'wakes the worker when the transaction commits, for peers that no stream brings its operations to';
 CREATE TRIGGER gossip_wake AFTER INSERT ON op
-  FOR EACH STATEMENT WHEN (NOT coord.op_is_from_elsewhere()) EXECUTE FUNCTION gossip_wake();
+  FOR EACH STATEMENT WHEN (NOT coord.op_is_from_elsewhere()) EXECUTE FUNCTION gossip_wake_appended();
 COMMENT ON TRIGGER gossip_wake ON op IS 'operations are pushed to the peers at commit';
 
 -- What a peer held that has left, or was removed here, keeps nobody waiting. Its epochs still count, and what
@@ -202,7 +205,11 @@ CREATE FUNCTION op_frontier_of(actor text, horizon bigint) RETURNS vclock
   LANGUAGE sql STABLE STRICT
   SET search_path = pg_catalog, coord, pg_temp
   RETURN coord.op_frontier_capped(
-    coalesce((SELECT coord.vclock_merge_agg(c.frontier) FROM coord.report_cursor c), '{}')
+    coalesce((SELECT coord.vclock_merge_agg(h.frontier)
+                FROM (SELECT c.frontier FROM coord.report_cursor c
+                      UNION ALL
+                      SELECT jsonb_build_object(s.actor, s.horizon)::coord.vclock
+                        FROM coord.stream_source s WHERE s.stream = 'op' AND s.is_covered AND s.horizon > 0) h), '{}')
     OPERATOR(coord.||) jsonb_build_object(actor, coalesce(
       (SELECT least(o.local_xid::text::bigint + 1, horizon) FROM coord.op o ORDER BY o.local_xid DESC LIMIT 1), 0))::coord.vclock);
 COMMENT ON FUNCTION op_frontier_of(text, bigint) IS 'operations that this node holds completely, at a snapshot with this horizon';
@@ -213,6 +220,21 @@ CREATE FUNCTION frontier() RETURNS vclock
   RETURN coalesce((SELECT coord.op_frontier_of(n.actor, pg_snapshot_xmin(pg_current_snapshot())::text::bigint)
                      FROM coord.local_node n), coord.node_required()::coord.vclock);
 COMMENT ON FUNCTION frontier() IS 'per origin, the horizon below which this node holds every operation';
+
+-- The DELETE is not published. As for gossip, the number stands still while the log does.
+CREATE FUNCTION heartbeat_send() RETURNS bigint
+  LANGUAGE sql VOLATILE
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+  DELETE FROM coord.heartbeat;
+  WITH sent AS (
+    INSERT INTO coord.heartbeat (stream, origin, horizon)
+    SELECT o.stream, n.actor, coord.vclock_get(coord.frontier(), n.actor)
+      FROM coord.local_node n, (SELECT DISTINCT stream FROM coord.stream_offer WHERE base IS NOT NULL) o
+    RETURNING 1)
+  SELECT count(*) FROM sent
+$$;
+COMMENT ON FUNCTION heartbeat_send() IS 'tells whoever reads a stream how far it is complete; returns how many streams are read';
 
 CREATE FUNCTION op_acknowledge(peer text, held vclock) RETURNS void
   LANGUAGE sql VOLATILE STRICT
@@ -235,7 +257,7 @@ CREATE FUNCTION stable_frontier() RETURNS vclock
 COMMENT ON FUNCTION stable_frontier() IS 'what this node and every voter hold, as far as they have said';
 
 REVOKE ALL ON FUNCTION report_body(lease_report), report_body(op), op_insert(jsonb[]), op_learn(jsonb[]), report_learn(text, jsonb),
-  report_lapse_ask(), report_lapse(), report_epoch_range(), op_frontier_capped(vclock), op_frontier_of(text, bigint), frontier(),
+  gossip_wake_appended(), report_lapse_ask(), report_lapse(), report_epoch_range(), op_frontier_capped(vclock), op_frontier_of(text, bigint), frontier(), heartbeat_send(),
   op_acknowledge(text, vclock), stable_frontier() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION frontier(), stable_frontier() TO coord_agent, coord_monitor;
 GRANT SELECT ON report_cursor TO coord_monitor;

@@ -372,6 +372,12 @@ pub fn not_a_trigger() -> Error {
     )
 }
 
+/// A table whose rows cannot travel by a stream.
+pub fn table_not_streamable(target: &str, reason: &str) -> Error {
+    bad_argument(format!("table \"{target}\" cannot be streamed"), reason)
+        .hint("A streamed table is permanent, and has a primary key and a column \"origin\" of type text.")
+}
+
 /// An operation without one of its parts.
 pub fn op_incomplete(part: &str) -> Error {
     bad_argument("an operation is incomplete", format!("It has no {part}."))

@@ -35,6 +35,13 @@ pub static LEASE_ENTRIES: GucSetting<i32> = GucSetting::<i32>::new(65_536);
 /// A week: long enough to look into what happened on a Friday.
 pub static LEASE_HISTORY_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(10_080);
 
+/// On: a server with `wal_level = logical` was set up to stream.
+pub static STREAMING: GucSetting<bool> = GucSetting::<bool>::new(true);
+
+/// One second: bounds how far what is called complete lags behind what is delivered, and costs a row of
+/// some bytes for each stream.
+pub static HEARTBEAT_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(1_000);
+
 /// Milliseconds by which this session takes the lease clock to be ahead; for tests.
 pub static CLOCK_OFFSET: GucSetting<i32> = GucSetting::<i32>::new(0);
 
@@ -142,6 +149,24 @@ pub fn register() {
         60.0,
         GucContext::Sighup,
         GucFlags::default(),
+    );
+    GucRegistry::define_bool_guc(
+        c"coord.streaming",
+        c"Whether operations travel by logical replication where a peer has wal_level = logical.",
+        c"Where they do not, they travel by gossip.",
+        &STREAMING,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        c"coord.heartbeat_interval",
+        c"Time between two heartbeats of a stream.",
+        c"They tell its readers how far what they hold is complete.",
+        &HEARTBEAT_INTERVAL,
+        10,
+        3_600_000,
+        GucContext::Sighup,
+        GucFlags::UNIT_MS,
     );
     // SAFETY: called from `_PG_init`; the prefix is copied. A misspelt setting is then refused.
     unsafe { pg_sys::MarkGUCPrefixReserved(c"coord".as_ptr()) };

@@ -20,6 +20,7 @@ pub mod node;
 pub mod oplog;
 mod process;
 mod spi;
+pub mod stream;
 mod trigger;
 mod varlena;
 
@@ -50,10 +51,11 @@ extension_sql_file!(
     requires = ["fold"]
 );
 extension_sql_file!(
-    "../sql/report.sql",
-    name = "report",
+    "../sql/stream.sql",
+    name = "stream",
     requires = ["conversation"]
 );
+extension_sql_file!("../sql/report.sql", name = "report", requires = ["stream"]);
 extension_sql_file!("../sql/sync.sql", name = "sync", requires = ["report"]);
 extension_sql_file!("../sql/health.sql", name = "health", requires = ["sync"]);
 

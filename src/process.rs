@@ -35,3 +35,19 @@ pub fn force_sync_commit() {
     // SAFETY: a flag of the current transaction.
     unsafe { pg_sys::ForceSyncCommit() };
 }
+
+/// Lets a little time pass, open to cancel and shutdown.
+pub fn pause(time: Duration) {
+    let events = pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
+    // SAFETY: this process's own latch.
+    unsafe {
+        pg_sys::WaitLatch(
+            pg_sys::MyLatch,
+            events.cast_signed(),
+            latch_milliseconds(time),
+            pg_sys::PG_WAIT_EXTENSION,
+        );
+        pg_sys::ResetLatch(pg_sys::MyLatch);
+    }
+    pgrx::check_for_interrupts!();
+}

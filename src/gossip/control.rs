@@ -25,6 +25,8 @@ pub struct Database {
     is_dismissed: AtomicBool,
     /// A commit changed something that peers wait for.
     pub is_dirty: AtomicBool,
+    /// A commit appended to the operation log.
+    pub is_appended: AtomicBool,
     /// The worker's process, 0 when none runs.
     pub worker: AtomicI32,
     /// Address of the worker's latch, which lies in shared memory; 0 when none runs.
@@ -70,6 +72,7 @@ impl Database {
         self.wanted.store(0, Ordering::Release);
         self.is_dismissed.store(false, Ordering::Release);
         self.is_dirty.store(false, Ordering::Release);
+        self.is_appended.store(false, Ordering::Release);
         self.heartbeat.store(0, Ordering::Release);
         self.oid.store(0, Ordering::Release);
     }
@@ -197,15 +200,34 @@ pub fn want_worker(oid: u32) {
     }
 }
 
-/// Tells the worker that something changed.
-fn wake_worker(database: &Database) {
-    database.is_dirty.store(true, Ordering::Release);
+/// Wakes the worker of this database: its peers are to hear from it.
+pub fn wake_own_worker() {
+    if let Some(database) = known_database(own_database()) {
+        wake_worker(database, News::Anything);
+    }
+}
+
+/// Tells the worker what has changed.
+fn wake_worker(database: &Database, news: News) {
+    let flag = match news {
+        News::Operations => &database.is_appended,
+        News::Anything => &database.is_dirty,
+    };
+    flag.store(true, Ordering::Release);
     set_latch(database.latch.load(Ordering::Acquire));
+}
+
+/// What peers wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum News {
+    /// Operations of this node and nothing else: peers that a stream brings them to wait for nobody.
+    Operations,
+    Anything,
 }
 
 thread_local! {
     /// This transaction changed something that peers wait for.
-    static TELL_AT_COMMIT: Cell<bool> = const { Cell::new(false) };
+    static TELL_AT_COMMIT: Cell<Option<News>> = const { Cell::new(None) };
     /// This transaction made the database a node.
     static LAUNCH_AT_COMMIT: Cell<bool> = const { Cell::new(false) };
     /// This transaction has told a peer what it holds, counting itself as committed.
@@ -224,8 +246,10 @@ pub fn dismiss_worker(oid: u32) {
 }
 
 /// Wakes the worker once this transaction has committed.
-pub fn tell_at_commit() {
-    TELL_AT_COMMIT.set(is_preloaded());
+pub fn tell_at_commit(news: News) {
+    if is_preloaded() {
+        TELL_AT_COMMIT.set(TELL_AT_COMMIT.get().max(Some(news)));
+    }
 }
 
 /// Asks for a worker once this transaction has committed.
@@ -271,14 +295,19 @@ unsafe extern "C-unwind" fn at_transaction_end(
         database.is_dismissed.store(false, Ordering::Release);
         want_worker(dismissed);
     }
-    if event != pg_sys::XactEvent::XACT_EVENT_COMMIT || !(tells || launches) {
+    if event != pg_sys::XactEvent::XACT_EVENT_COMMIT {
         return;
     }
     let oid = own_database();
     if launches {
         want_worker(oid);
     }
-    if let Some(database) = known_database(oid) {
-        wake_worker(database);
+    let news = if launches {
+        Some(News::Anything)
+    } else {
+        tells
+    };
+    if let (Some(news), Some(database)) = (news, known_database(oid)) {
+        wake_worker(database, news);
     }
 }

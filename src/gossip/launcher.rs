@@ -148,7 +148,7 @@ impl Supervision {
 
     /// Starts a worker. False when the server has no slot for one.
     fn start(&mut self, oid: u32, now: Instant) -> bool {
-        let handle = register_worker(oid);
+        let handle = register_process("pg_test worker", "pg_test_worker_main", oid);
         if handle.is_null() {
             if !std::mem::replace(&mut self.has_warned, true) {
                 warn_of_missing_slot(oid);
@@ -172,7 +172,13 @@ fn warn_of_missing_slot(oid: u32) {
     .report(PgLogLevel::WARNING);
 }
 
-fn register_worker(oid: u32) -> *mut pg_sys::BackgroundWorkerHandle {
+/// Starts a process that is connected to a database, by the function in this library that it runs. Null when the
+/// server has no slot for one. To be called outside of transactions: the handle is kept.
+pub fn register_process(
+    name: &str,
+    function: &str,
+    oid: u32,
+) -> *mut pg_sys::BackgroundWorkerHandle {
     let mut worker = pg_sys::BackgroundWorker {
         bgw_flags: (pg_sys::BGWORKER_SHMEM_ACCESS | pg_sys::BGWORKER_BACKEND_DATABASE_CONNECTION)
             .cast_signed(),
@@ -183,10 +189,10 @@ fn register_worker(oid: u32) -> *mut pg_sys::BackgroundWorkerHandle {
         bgw_notify_pid: unsafe { pg_sys::MyProcPid },
         ..pg_sys::BackgroundWorker::default()
     };
-    copy_name(&mut worker.bgw_name, "pg_test worker");
-    copy_name(&mut worker.bgw_type, "pg_test worker");
+    copy_name(&mut worker.bgw_name, name);
+    copy_name(&mut worker.bgw_type, name);
     copy_name(&mut worker.bgw_library_name, "pg_test");
-    copy_name(&mut worker.bgw_function_name, "pg_test_worker_main");
+    copy_name(&mut worker.bgw_function_name, function);
     let mut handle = std::ptr::null_mut();
     // SAFETY: the structure is copied; the handle is allocated for the life of this process.
     let is_registered =

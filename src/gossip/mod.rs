@@ -19,6 +19,7 @@ mod reporter;
 pub mod snapshot;
 mod sql;
 pub(crate) mod statistics;
+mod streams;
 mod tally;
 mod tls;
 mod transport;

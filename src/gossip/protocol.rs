@@ -24,6 +24,7 @@ use crate::error::{self, Result, malformed_binary};
 use crate::node::detector::Heartbeats;
 use crate::node::identity::{self, Hello};
 use crate::node::incarnation::{self, Admission, Past, Testimony};
+use crate::stream::offer::Streams;
 
 /// Raised when a message can no longer be read by the version before. 2 added heartbeats and reports.
 pub const VERSION: u8 = 2;
@@ -552,6 +553,12 @@ pub trait Replica {
     /// A peer has said which operations it holds completely.
     fn acknowledge_operations(&mut self, peer: &str, frontier: &[u8]) -> Result<()>;
 
+    /// Which streams this node wants of a peer, and which it has for it.
+    fn streams(&mut self, peer: &str) -> Result<Streams>;
+
+    /// A peer has said the same.
+    fn hear_streams(&mut self, peer: &Hello, streams: &Streams) -> Result<()>;
+
     /// The highest range of epochs that this node knows of any lease.
     fn epoch_range(&mut self) -> Result<u64>;
 
@@ -576,6 +583,7 @@ fn speak_of_reports(
         reader: own,
         batch,
         admitted: 0,
+        streams: replica.streams(peer)?,
     }))
 }
 
@@ -590,6 +598,7 @@ pub fn receive_reports(replica: &mut dyn Replica, message: &Message) -> Result<u
         return Ok(0);
     }
     replica.acknowledge_operations(peer, &reports.reader.frontier)?;
+    replica.hear_streams(&message.hello, &reports.streams)?;
     match &reports.batch {
         Some(batch) => replica.learn_reports(peer, batch, message.log_position),
         None => Ok(0),

@@ -31,7 +31,7 @@ pub fn pump(
     mut call: impl FnMut(Message) -> Result<Message>,
 ) -> Result<Pumped> {
     let mut pumped = Pumped::default();
-    let own = replica.reports_reader(peer)?;
+    let own = replica.reports_reader(peer)?.map(Reader::without_streams);
     let Some(own) = own.filter(|_| replica.hello().is_ok_and(|hello| hello.is_confirmed)) else {
         return Err(error::life_unknown(is_preloaded()));
     };
@@ -62,7 +62,7 @@ pub fn pump(
 
 fn give(replica: &mut dyn Replica, peer: &str, answer: &Message) -> Result<Option<ReportBatch>> {
     match &answer.reports {
-        Some(reports) => replica.report(peer, &reports.reader),
+        Some(reports) => replica.report(peer, &reports.reader.clone().without_streams()),
         None => Ok(None),
     }
 }
@@ -81,6 +81,7 @@ fn ask(
         reader: own.clone(),
         batch,
         admitted: 0,
+        streams: replica.streams(peer)?,
     });
     let answer = call(message)?;
     if answer.hello.name != peer {

@@ -4,6 +4,8 @@ use std::cell::RefCell;
 use std::ffi::CStr;
 
 use pgrx::pg_sys;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use super::background::own_xid;
 use super::control;
@@ -24,6 +26,7 @@ use crate::node::identity::{self, Hello};
 use crate::node::incarnation::{self, Admission, Known, Life, Past, Resolution, Testimony};
 use crate::node::sql::{self as node, LocalNode};
 use crate::spi::{Rows, Session, Value};
+use crate::stream::offer::Streams;
 use crate::{guc, heap, is_preloaded};
 
 thread_local! {
@@ -218,18 +221,19 @@ impl<'s> Database<'s> {
     }
 
     /// Reports changed since `start` as far as `until` sees them, and where they were cut off when there
-    /// are more; without operations that the reader holds. From the beginning nothing else is left out, not
+    /// are more; without operations that the reader holds, or has by streams. From the beginning nothing else is left out, not
     /// even what came from the reader itself.
     fn changed_reports(
         &self,
         peer: &str,
         start: &Position,
         until: &Snapshot,
-        held: &[u8],
+        reader: &Reader,
     ) -> Result<ChangedReports> {
         let given = start.given.as_ref();
         let window = start.window.as_ref();
         let limit = i64::from(guc::GOSSIP_BATCH.get());
+        let streamed: Vec<&str> = reader.streamed.iter().map(String::as_str).collect();
         let found = self.spi.read(
             REPORTS,
             &[
@@ -240,8 +244,9 @@ impl<'s> Database<'s> {
                 Value::Text(Some(&until.to_string())),
                 Value::Int(limit),
                 Value::Text(Some(if start.is_full() { "" } else { peer })),
-                Value::Bytes(Some(held)),
+                Value::Bytes(Some(&reader.frontier)),
                 Value::Int(size_limit() as i64),
+                Value::Texts(&streamed),
             ],
         );
         let total = match found.len() {
@@ -266,7 +271,7 @@ impl<'s> Database<'s> {
                 required(&found, index, 1)?,
             ));
             if let Some(report) = report {
-                rows.push(parse_report(&report)?);
+                rows.push(from_json(&report)?);
             }
         }
         let is_cut_off = total == limit || total > found.len() as i64;
@@ -289,6 +294,16 @@ impl<'s> Database<'s> {
         } else {
             stored_position(&rows)
         }
+    }
+
+    /// Origins whose operations a stream brings.
+    fn streamed(&self) -> Vec<String> {
+        let rows = self.spi.write(
+            c"SELECT s.actor FROM coord.stream_source s
+               WHERE s.stream = 'op' AND s.state = 'streaming' ORDER BY s.actor",
+            &[],
+        );
+        (0..rows.len()).filter_map(|row| rows.get(row, 0)).collect()
     }
 
     /// The operations that this node holds completely as of the active snapshot.
@@ -636,13 +651,13 @@ fn stored_position(rows: &Rows) -> Result<Position> {
     })
 }
 
-/// A report as the table gives it.
-fn parse_report(json: &str) -> Result<Report> {
+/// What a table gives as JSON.
+fn from_json<T: DeserializeOwned>(json: &str) -> Result<T> {
     serde_json::from_str(json)
         .map_err(|failure| error::data_corrupted(format!("a report cannot be read: {failure}")))
 }
 
-fn to_json(reports: &[Report]) -> Result<String> {
+fn to_json<T: Serialize>(reports: &[T]) -> Result<String> {
     serde_json::to_string(reports)
         .map_err(|failure| error::data_corrupted(format!("a report cannot be stored: {failure}")))
 }
@@ -685,7 +700,7 @@ const STORE_CURSOR: &CStr = c"
      WHERE $2 OR NOT c.ceiling OPERATOR(coord.@>) excluded.ceiling";
 
 /// The same of reports of leases, without those that came from reader `$7`, and of operations, without those
-/// that frontier `$8` covers. Within a transaction operations are told apart by number and origin, reports by
+/// that frontier `$8` covers or that are of an origin in `$10`. Within a transaction operations are told apart by number and origin, reports by
 /// a number that no two have; `$4` has both, with a blank between. Nothing is made of rows behind the first
 /// `$9` bytes; the last column says how many there would have been.
 const REPORTS: &CStr = c"
@@ -711,7 +726,7 @@ const REPORTS: &CStr = c"
                         AND pg_visible_in_snapshot(l.local_xid, $5::pg_snapshot)
                       ORDER BY l.local_xid, l.number LIMIT $6)
                     UNION ALL
-                    (SELECT o.local_xid, o.seq, o.origin, o.xid::text::bigint >= coord.vclock_get($8::coord.vclock, o.origin),
+                    (SELECT o.local_xid, o.seq, o.origin, o.xid::text::bigint >= coord.vclock_get($8::coord.vclock, o.origin) AND NOT o.origin = ANY ($10),
                             pg_column_size(o.payload), NULL, o
                        FROM coord.op o
                       WHERE o.local_xid = ANY (ARRAY(SELECT x::text::xid8 FROM unnest($1) x))
@@ -719,7 +734,7 @@ const REPORTS: &CStr = c"
                         AND pg_visible_in_snapshot(o.local_xid, $5::pg_snapshot)
                       ORDER BY o.local_xid, o.seq, o.origin LIMIT $6)
                     UNION ALL
-                    (SELECT o.local_xid, o.seq, o.origin, o.xid::text::bigint >= coord.vclock_get($8::coord.vclock, o.origin),
+                    (SELECT o.local_xid, o.seq, o.origin, o.xid::text::bigint >= coord.vclock_get($8::coord.vclock, o.origin) AND NOT o.origin = ANY ($10),
                             pg_column_size(o.payload), NULL, o
                        FROM coord.op o
                       WHERE o.local_xid >= $2::text::xid8
@@ -952,7 +967,11 @@ impl Replica for Database<'_> {
         let frontier = self
             .spi
             .with_snapshot(|_| self.op_frontier(&self.told_snapshot()?))?;
-        Ok(Some(Reader { position, frontier }))
+        Ok(Some(Reader {
+            position,
+            frontier,
+            streamed: self.streamed(),
+        }))
     }
 
     fn report(&mut self, peer: &str, reader: &Reader) -> Result<Option<ReportBatch>> {
@@ -968,14 +987,17 @@ impl Replica for Database<'_> {
                 Some(window) => window.until.clone(),
                 None => now.clone(),
             };
-            let found = self.changed_reports(peer, &start, &until, &reader.frontier)?;
+            let found = self.changed_reports(peer, &start, &until, reader)?;
             let is_all = found.cut_off.is_none() && start.window.is_none();
-            let frontier = is_all.then(|| self.op_frontier(&now)).transpose()?;
+            let frontier = is_all
+                .then(|| report::given_of(&self.op_frontier(&now)?, &reader.streamed))
+                .transpose()?;
             let batch = ReportBatch {
                 rows: found.rows,
                 next: self.next_position(&start, until, found.cut_off),
                 start,
                 frontier,
+                left_out: reader.streamed.clone(),
             };
             let is_news = batch.is_worth_telling(found.count, &reader.frontier)?;
             Ok(Some(batch).filter(|_| is_news))
@@ -995,9 +1017,14 @@ impl Replica for Database<'_> {
             ],
         );
         let admitted = required::<i64>(&learned, 0, 0)?.cast_unsigned();
-        if !batch.continues(&stored) {
+        let streamed = self.streamed();
+        if !batch.continues(&stored, &streamed) {
             return Ok(admitted);
         }
+        let frontier = batch.frontier.as_deref();
+        let frontier = frontier
+            .map(|frontier| report::given_of(frontier, &streamed))
+            .transpose()?;
         let snapshot = |snapshot: Option<&Snapshot>| snapshot.map(Snapshot::to_string);
         let window = batch.next.window.as_ref();
         self.spi.write(
@@ -1010,7 +1037,7 @@ impl Replica for Database<'_> {
                 Value::Int(window.map_or(0, |window| window.after_xid.cast_signed())),
                 Value::Text(window.map(|window| window.after_name.as_str())),
                 Value::Int(log_position.cast_signed()),
-                Value::Bytes(batch.frontier.as_deref()),
+                Value::Bytes(frontier.as_deref()),
             ],
         );
         Ok(admitted)
@@ -1023,6 +1050,32 @@ impl Replica for Database<'_> {
                 &[Value::Text(Some(peer)), Value::Bytes(Some(frontier))],
             );
         }
+        Ok(())
+    }
+
+    fn streams(&mut self, peer: &str) -> Result<Streams> {
+        let rows = self.spi.write(
+            c"SELECT coord.stream_wanted($1), coord.stream_offered($1)::text",
+            &[Value::Text(Some(peer))],
+        );
+        Ok(Streams {
+            wanted: required(&rows, 0, 0)?,
+            offers: from_json(&required::<String>(&rows, 0, 1)?)?,
+        })
+    }
+
+    fn hear_streams(&mut self, peer: &Hello, streams: &Streams) -> Result<()> {
+        let wanted: Vec<&str> = streams.wanted.iter().map(String::as_str).collect();
+        self.spi.write(
+            c"SELECT coord.stream_hear($1, $2::uuid, $3, $4, $5::jsonb)",
+            &[
+                Value::Text(Some(&peer.name)),
+                Value::Text(Some(&uuid::Uuid::from_bytes(peer.life).to_string())),
+                Value::Text(Some(&peer.actor())),
+                Value::Texts(&wanted),
+                Value::Text(Some(&to_json(&streams.offers)?)),
+            ],
+        );
         Ok(())
     }
 

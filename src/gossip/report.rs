@@ -11,9 +11,10 @@ use serde::{Deserialize, Serialize};
 use super::protocol::{Position, check_position};
 use super::snapshot::Snapshot;
 use crate::clock::vclock::{self, Vclock};
-use crate::error::Result;
+use crate::error::{Result, malformed_binary};
 use crate::lease::report::LeaseReport;
-use crate::oplog::report::Operation;
+use crate::oplog::report::{Operation, is_actor};
+use crate::stream::offer::Streams;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -43,8 +44,10 @@ pub struct ReportBatch {
     pub rows: Vec<Report>,
     /// Where the reader is once it has stored these rows.
     pub next: Position,
-    /// Present when no operation the giver holds is missing after these rows.
+    /// Present when no operation the giver holds is missing after these rows, but for those of `left_out`.
     pub frontier: Option<Vec<u8>>,
+    /// Origins whose operations were not given, because the reader has them by streams.
+    pub left_out: Vec<String>,
 }
 
 impl ReportBatch {
@@ -70,9 +73,11 @@ impl ReportBatch {
         self.next.window.is_some()
     }
 
-    /// Whether storing it moves the position of a reader: only without a gap before it.
-    pub fn continues(&self, stored: &Position) -> bool {
-        self.start.is_beginning() || self.start == *stored
+    /// Whether storing it moves the position of a reader: only without a gap before it. What was left out must
+    /// still be on its way by a stream.
+    pub fn continues(&self, stored: &Position, streamed: &[String]) -> bool {
+        let is_gapless = self.start.is_beginning() || self.start == *stored;
+        is_gapless && self.left_out.iter().all(|origin| streamed.contains(origin))
     }
 }
 
@@ -83,6 +88,28 @@ pub struct Reader {
     pub position: Position,
     /// The operations that it holds completely, whoever gave them.
     pub frontier: Vec<u8>,
+    /// Origins whose operations streams bring it.
+    pub streamed: Vec<String>,
+}
+
+impl Reader {
+    /// The same, waiting for no stream.
+    pub fn without_streams(self) -> Self {
+        Self {
+            streamed: Vec::new(),
+            ..self
+        }
+    }
+}
+
+/// What a giver holds, as far as it gives that to a reader who has these origins by streams. What was left out
+/// before may still be on its way.
+pub fn given_of(frontier: &[u8], streamed: &[String]) -> Result<Vec<u8>> {
+    let entries = Vclock::parse(frontier)?.entries();
+    let named =
+        entries.filter_map(|entry| Some((str::from_utf8(entry.actor).ok()?, entry.counter)));
+    let is_streamed = |actor: &str| streamed.iter().any(|origin| origin == actor);
+    vclock::from_entries(named.filter(|(actor, _)| !is_streamed(actor)))
 }
 
 /// The part of a message that is about reports.
@@ -93,21 +120,36 @@ pub struct Reports {
     pub batch: Option<ReportBatch>,
     /// How many operations of the batch that this answers were new to the speaker.
     pub admitted: u64,
+    pub streams: Streams,
 }
 
 impl Reports {
     pub fn check(&self) -> Result<()> {
         check_position(&self.reader.position)?;
         Vclock::validate(&self.reader.frontier)?;
+        check_origins(&self.reader.streamed)?;
+        self.streams.check()?;
         let Some(batch) = &self.batch else {
             return Ok(());
         };
         check_position(&batch.start)?;
         check_position(&batch.next)?;
+        check_origins(&batch.left_out)?;
         if let Some(frontier) = &batch.frontier {
             Vclock::validate(frontier)?;
         }
         batch.rows.iter().try_for_each(Report::check)
+    }
+}
+
+fn check_origins(origins: &[String]) -> Result<()> {
+    if origins.iter().all(|origin| is_actor(origin)) {
+        Ok(())
+    } else {
+        Err(malformed_binary(
+            "gossip message",
+            "An origin is malformed.",
+        ))
     }
 }
 

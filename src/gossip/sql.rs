@@ -10,6 +10,7 @@ use pgrx::prelude::*;
 use pgrx::{JsonB, PgTrigger, pg_sys};
 use serde_json::json;
 
+use super::control::News;
 use super::peers::{self, Peer};
 use super::protocol::{self, Commitment, Heard, Message, Next, Replica, Round};
 use super::replica::{Database, Standpoint};
@@ -293,10 +294,23 @@ fn peer_liveness() -> TableIterator<
 fn gossip_wake<'a>(
     trigger: &'a PgTrigger<'a>,
 ) -> Result<Option<PgHeapTuple<'a, impl WhoAllocated>>, Error> {
+    tell_at_commit(News::Anything);
+    Ok(trigger.new())
+}
+
+fn tell_at_commit(news: News) {
     if control::has_answered() {
         Err::<(), ErrorReport>(error::change_after_answer().into()).unwrap_or_report();
     }
-    control::tell_at_commit();
+    control::tell_at_commit(news);
+}
+
+/// The same where only operations were appended.
+#[pg_trigger(sql = false)]
+fn gossip_wake_appended<'a>(
+    trigger: &'a PgTrigger<'a>,
+) -> Result<Option<PgHeapTuple<'a, impl WhoAllocated>>, Error> {
+    tell_at_commit(News::Operations);
     Ok(trigger.new())
 }
 

@@ -19,6 +19,7 @@ use super::protocol::{Commitment, Heard, Message, Next, Round};
 use super::replica::{Database, Standpoint};
 use super::reporter::Reporter;
 use super::statistics;
+use super::streams::Streams;
 use super::transport::{Outcome, Request, Transport};
 use crate::lease::writeback::{self, Keeper};
 use crate::node::detector::Liveness;
@@ -77,6 +78,12 @@ impl Contact {
         detector::liveness(&self.peer.name) == Liveness::Dead
     }
 
+    /// Whether a stream brings it the operations of this origin, as it has said.
+    fn has_by_stream(&self, origin: &str) -> bool {
+        let reader = self.heard.reports.as_ref();
+        reader.is_some_and(|reader| reader.streamed.iter().any(|actor| actor == origin))
+    }
+
     /// A peer that keeps failing is tried less often, up to every sixteenth interval.
     fn is_due(&self) -> bool {
         let doublings = self.failures.saturating_sub(1).min(4);
@@ -90,6 +97,8 @@ struct Worker {
     transport: Transport,
     contacts: HashMap<String, Contact>,
     extension: Option<pg_sys::Oid>,
+    /// What this node's operations are told as.
+    actor: String,
     random: u64,
     /// Whether the node knows in which life it is. Until then it asks.
     is_confirmed: bool,
@@ -102,6 +111,7 @@ struct Worker {
     told_interval: Duration,
     leases: Keeper,
     reporter: Reporter,
+    streams: Streams,
 }
 
 #[pg_guard]
@@ -126,6 +136,7 @@ pub extern "C-unwind" fn pg_test_worker_main(argument: pg_sys::Datum) {
         transport: start_transport(),
         contacts: HashMap::new(),
         extension: None,
+        actor: String::new(),
         is_confirmed: false,
         asking_since: Instant::now(),
         refused_because: None,
@@ -133,6 +144,7 @@ pub extern "C-unwind" fn pg_test_worker_main(argument: pg_sys::Datum) {
         told_interval: interval(),
         leases: Keeper::new(run_transaction),
         reporter: Reporter::new(),
+        streams: Streams::new(oid),
         random: Instant::now().elapsed().as_nanos() as u64
             ^ u64::from(oid) << 32
             ^ u64::from(std::process::id()),
@@ -229,14 +241,20 @@ impl Worker {
                 last_look = Instant::now();
             }
             let is_dirty = self.database.is_dirty.swap(false, Ordering::AcqRel);
+            let is_appended = self.database.is_appended.swap(false, Ordering::AcqRel);
             if is_dirty || self.told_interval != interval() {
                 self.told_interval = interval();
                 self.refresh_peers();
                 self.push();
+            } else if is_appended {
+                self.push_operations();
             }
             self.watch_peers();
             if self.extension.is_some() && self.is_needed() {
                 self.attend_to_leases();
+                if self.is_confirmed {
+                    self.streams.attend(interval());
+                }
             }
             report_activity(None);
             let elapsed = last_tick.map_or(Duration::ZERO, |last| last.elapsed());
@@ -245,7 +263,8 @@ impl Worker {
                 self.pace()
                     .saturating_sub(elapsed)
                     .min(watch_interval())
-                    .min(self.leases.due().unwrap_or(Duration::MAX)),
+                    .min(self.leases.due().unwrap_or(Duration::MAX))
+                    .min(self.streams.due()),
             );
         }
     }
@@ -367,16 +386,23 @@ impl Worker {
             else {
                 return Ok(None);
             };
-            let named = spi.read(c"SELECT FROM coord.local_node", &[]);
+            let named = spi.read(c"SELECT actor FROM coord.local_node", &[]);
             if named.is_empty() {
                 return Ok(None);
             }
+            let actor: String = named.get(0, 0).unwrap_or_default();
             Self::remove_left(spi);
             let is_confirmed = Database::open(spi, Standpoint::BeforeCommit)?.looks_at_life();
-            Ok(Some((extension, peers::peers(spi, None)?, is_confirmed)))
+            Ok(Some((
+                extension,
+                actor,
+                peers::peers(spi, None)?,
+                is_confirmed,
+            )))
         });
         match found {
-            Ok(Some((extension, peers, is_confirmed))) => {
+            Ok(Some((extension, actor, peers, is_confirmed))) => {
+                self.actor = actor;
                 // Dropped and created again: what was heard before is about other tables.
                 if self
                     .extension
@@ -393,7 +419,10 @@ impl Worker {
             }
             Ok(None) => {
                 self.contacts.clear();
-                self.database.give_up(wanted_times);
+                if self.extension.is_none() || self.streams.clear() {
+                    self.extension = None;
+                    self.database.give_up(wanted_times);
+                }
             }
             Err(reason) => pgrx::log!("pg_test: could not read the peers: {reason}"),
         }
@@ -466,6 +495,14 @@ impl Worker {
     /// the timer.
     fn push(&mut self) {
         for name in self.names(|contact| !contact.is_failing() && !contact.is_dead()) {
+            self.begin_round(&name);
+        }
+    }
+
+    /// The same for peers that streams do not bring this node's operations to.
+    fn push_operations(&mut self) {
+        let is_meant = |contact: &Contact| !contact.is_failing() && !contact.is_dead();
+        for name in self.names(|contact| is_meant(contact) && !contact.has_by_stream(&self.actor)) {
             self.begin_round(&name);
         }
     }

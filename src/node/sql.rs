@@ -136,6 +136,7 @@ pub fn life_is_confirmed(confirmed_at: &str, started: TimestampWithTimeZone) -> 
 pub struct Life {
     pub incarnation: i64,
     pub actor: String,
+    pub uuid: pgrx::Uuid,
 }
 
 thread_local! {
@@ -156,10 +157,11 @@ pub fn confirmed_life(seen: &Latest) -> Result<Option<Life>, Error> {
 
 fn life_of(node: &Row) -> Result<Life, Error> {
     // SAFETY: the types are those of sql/node.sql.
-    let (incarnation, actor, place, started) = unsafe {
+    let (incarnation, actor, uuid, place, started) = unsafe {
         (
             node.get_named::<i64>(c"incarnation"),
             node.get_named::<String>(c"actor"),
+            node.get_named::<pgrx::Uuid>(c"life"),
             node.get_named::<&str>(c"place"),
             node.get_named::<TimestampWithTimeZone>(c"started"),
         )
@@ -167,8 +169,12 @@ fn life_of(node: &Row) -> Result<Life, Error> {
     let is_confirmed = place
         .zip(started)
         .is_some_and(|(place, started)| life_is_confirmed(place, started));
-    match incarnation.zip(actor) {
-        Some((incarnation, actor)) if is_confirmed => Ok(Life { incarnation, actor }),
+    match incarnation.zip(actor).zip(uuid) {
+        Some(((incarnation, actor), uuid)) if is_confirmed => Ok(Life {
+            incarnation,
+            actor,
+            uuid,
+        }),
         _ => Err(error::life_unknown(is_preloaded())),
     }
 }

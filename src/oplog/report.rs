@@ -54,7 +54,7 @@ impl Operation {
 }
 
 /// The name of a node, and from its second life on the number of that.
-fn is_actor(origin: &str) -> bool {
+pub fn is_actor(origin: &str) -> bool {
     let (name, life) = origin.split_once('#').unwrap_or((origin, "2"));
     let is_number = |life: &str| life.parse::<u64>().is_ok_and(|number| number > 1);
     identity::check_name(name).is_ok() && is_number(life)

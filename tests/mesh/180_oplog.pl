@@ -1,4 +1,4 @@
-# The operation log of a mesh: append anywhere, the same everywhere.
+# The operation log of a mesh by gossip: append anywhere, the same everywhere.
 
 use strict;
 use warnings;
@@ -9,7 +9,7 @@ use PgTest::Mesh;
 use PostgreSQL::Test::RecursiveCopy;
 use Test::More;
 
-my $mesh = PgTest::Mesh->new(names => [ 'a', 'b', 'c' ], conf => "coord.gossip_interval = '100ms'");
+my $mesh = PgTest::Mesh->new(names => [ 'a', 'b', 'c' ], conf => "wal_level = replica\ncoord.gossip_interval = '100ms'");
 
 sub turn { return sprintf q{SELECT coord.record_turn('personal', '%s', '%s', '%s') ->> 'op_id'}, @_; }
 

@@ -22,6 +22,7 @@ use crate::gossip::snapshot::Snapshot;
 use crate::node::detector::Heartbeats;
 use crate::node::identity::{self, Hello};
 use crate::node::incarnation::{self, Admission, Known, Life, Past, Resolution, Testimony};
+use crate::stream::offer::Streams;
 use reports::ReportTables;
 
 const FIRST_XID: u64 = 3;
@@ -1173,6 +1174,7 @@ impl Replica for Session<'_> {
         Ok(Some(Reader {
             position: self.stored_reports_position(peer),
             frontier: vclock::empty(),
+            streamed: Vec::new(),
         }))
     }
 
@@ -1189,6 +1191,14 @@ impl Replica for Session<'_> {
         let mut cursor = self.cursor(peer);
         cursor.log_position = cursor.log_position.max(log_position);
         self.put_cursor(peer, cursor).map(|_| 0)
+    }
+
+    fn streams(&mut self, _peer: &str) -> Result<Streams> {
+        Ok(Streams::default())
+    }
+
+    fn hear_streams(&mut self, _peer: &Hello, _streams: &Streams) -> Result<()> {
+        Ok(())
     }
 
     fn epoch_range(&mut self) -> Result<u64> {

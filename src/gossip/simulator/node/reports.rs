@@ -222,6 +222,7 @@ impl Session<'_> {
             rows,
             next,
             frontier: None,
+            left_out: Vec::new(),
         };
         let is_news = batch.is_worth_telling(count, &reader.frontier)?;
         Ok(Some(batch).filter(|_| is_news))
@@ -235,7 +236,7 @@ impl Session<'_> {
             };
             self.learn_report(peer, report)?;
         }
-        if batch.continues(&stored) {
+        if batch.continues(&stored, &[]) {
             let is_held = |other: &Transaction| other.reports.positions.contains_key(peer);
             if self.node.is_locked(self.handle, is_held) {
                 return Err(error::data_corrupted("could not obtain lock on row"));

@@ -115,6 +115,20 @@ sub server
 	return $node;
 }
 
+=head2 forget($name)
+
+Stops a node that has left the mesh.
+
+=cut
+
+sub forget
+{
+	my ($self, $name) = @_;
+	$self->node($name)->stop;
+	$self->{names} = [ grep { $_ ne $name } $self->names ];
+	return;
+}
+
 =head2 replace($name, $node)
 
 Another server takes the node's place, as after pg_upgrade.

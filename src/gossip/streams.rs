@@ -1,0 +1,291 @@
+//! Streams, in the background: the worker compares what should exist with what does, and sends heartbeats. A slot
+//! waits for every open transaction and a subscription for the network, so processes of their own make them, and
+//! the worker sees to it that one of each kind runs while there is something to make.
+
+use std::ffi::CStr;
+use std::time::{Duration, Instant};
+
+use pgrx::prelude::*;
+use pgrx::{FromDatum, pg_sys};
+
+use super::background::{self, transaction};
+use super::control;
+use super::launcher::register_process;
+use crate::spi::Value;
+use crate::{guc, heap};
+
+/// How often is looked, however long the interval of gossip.
+const LONGEST_UNAWARE: Duration = Duration::from_secs(1);
+
+/// All tables of streams are read each time.
+const SHORTEST_PACE: Duration = Duration::from_millis(100);
+
+/// After a process that could not make all that was missing.
+const DELAY: Duration = Duration::from_secs(2);
+
+/// What makes a connection takes less; a peer that swallows it would take minutes.
+const LONGEST_CONNECTING: Duration = Duration::from_secs(30);
+
+/// A reader can come back between the end of its connection and that of its slot. Then it waits for a while.
+const CLEARINGS: u32 = 5;
+
+/// A kind of process.
+struct Maker {
+    name: &'static str,
+    function: &'static str,
+    /// How long it may run.
+    limit: Duration,
+    running: Option<(*mut pg_sys::BackgroundWorkerHandle, Instant)>,
+    not_before: Option<Instant>,
+}
+
+pub struct Streams {
+    database: u32,
+    slots: Maker,
+    subscriptions: Maker,
+    pace: Duration,
+    last_look: Option<Instant>,
+    last_heartbeat: Option<Instant>,
+}
+
+impl Streams {
+    pub fn new(database: u32) -> Self {
+        Self {
+            database,
+            slots: Maker::new("pg_test slot maker", "pg_test_slots_main", Duration::MAX),
+            subscriptions: Maker::new(
+                "pg_test subscriber",
+                "pg_test_subscriptions_main",
+                LONGEST_CONNECTING,
+            ),
+            pace: LONGEST_UNAWARE,
+            last_look: None,
+            last_heartbeat: None,
+        }
+    }
+
+    /// When there is something to do again.
+    pub fn due(&self) -> Duration {
+        let left = |last: Option<Instant>, pace: Duration| {
+            last.map_or(Duration::ZERO, |last| pace.saturating_sub(last.elapsed()))
+        };
+        left(self.last_look, self.pace).min(left(self.last_heartbeat, heartbeat_interval()))
+    }
+
+    /// Does what is due. To be called only while the node knows its life.
+    pub fn attend(&mut self, gossip_interval: Duration) {
+        self.pace = gossip_interval.clamp(SHORTEST_PACE, LONGEST_UNAWARE);
+        if self
+            .last_heartbeat
+            .is_none_or(|last| last.elapsed() >= heartbeat_interval())
+        {
+            self.last_heartbeat = Some(Instant::now());
+            tend(c"SELECT coord.heartbeat_send() > 0");
+        }
+        if self
+            .last_look
+            .is_none_or(|last| last.elapsed() >= self.pace)
+        {
+            self.last_look = Some(Instant::now());
+            if tend(c"SELECT coord.stream_tend_offers()") {
+                self.slots.start(self.database);
+            }
+            tend(c"SELECT coord.stream_tend_slots() > 0");
+            if tend(c"SELECT coord.stream_tend_sources()") {
+                self.subscriptions.start(self.database);
+            }
+            self.subscriptions.end_if_stuck();
+        }
+    }
+
+    /// The extension was dropped: what it had made and does not belong to it goes too. Returns whether all of
+    /// that is gone.
+    pub fn clear(&mut self) -> bool {
+        self.last_look = None;
+        for _ in 0..CLEARINGS {
+            let cleared = transaction(|spi| {
+                spi.write(CLEAR, &[]);
+                Ok(())
+            });
+            match cleared {
+                Ok(()) => return true,
+                Err(reason) => pgrx::log!("pg_test: could not remove the streams: {reason}"),
+            }
+        }
+        false
+    }
+}
+
+const CLEAR: &CStr = c"
+    DO $$
+    DECLARE
+      name text;
+    BEGIN
+      FOR name IN SELECT p.pubname FROM pg_catalog.pg_publication p WHERE p.pubname LIKE 'coord\\_%' LOOP
+        EXECUTE format('DROP PUBLICATION %I', name);
+      END LOOP;
+      FOR name IN SELECT s.subname FROM pg_catalog.pg_subscription s
+                   WHERE s.subdbid = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = current_database())
+                     AND s.subname ~ '^coord_.+_[0-9a-f]{8}$' LOOP
+        EXECUTE format('ALTER SUBSCRIPTION %I DISABLE', name);
+        EXECUTE format('ALTER SUBSCRIPTION %I SET (slot_name = NONE)', name);
+        EXECUTE format('DROP SUBSCRIPTION %I', name);
+      END LOOP;
+      PERFORM pg_terminate_backend(r.active_pid, 1000), pg_drop_replication_slot(r.slot_name)
+         FROM pg_catalog.pg_replication_slots r
+        WHERE r.database = current_database() AND r.slot_name ~ '^coord_.+_[0-9a-f]{8}$';
+    END
+    $$";
+
+/// Runs one of the functions that compare; what it returns says whether there is more to do.
+fn tend(task: &'static CStr) -> bool {
+    let done = transaction(|spi| {
+        // An extension of an earlier version has no streams.
+        if !heap::is_there(c"stream_offer") {
+            return Ok(false);
+        }
+        Ok(spi.write(task, &[]).get(0, 0).unwrap_or(false))
+    });
+    done.unwrap_or_else(|reason| {
+        pgrx::log!("pg_test: could not tend the streams: {reason}");
+        false
+    })
+}
+
+fn heartbeat_interval() -> Duration {
+    Duration::from_millis(guc::HEARTBEAT_INTERVAL.get().unsigned_abs().into())
+}
+
+impl Maker {
+    const fn new(name: &'static str, function: &'static str, limit: Duration) -> Self {
+        Self {
+            name,
+            function,
+            limit,
+            running: None,
+            not_before: None,
+        }
+    }
+
+    fn start(&mut self, database: u32) {
+        let now = Instant::now();
+        if self.is_running() || self.not_before.is_some_and(|moment| moment > now) {
+            return;
+        }
+        self.not_before = Some(now + DELAY);
+        self.running = self.register(database).map(|handle| (handle, now));
+    }
+
+    fn is_running(&mut self) -> bool {
+        let Some((handle, _)) = self.running else {
+            return false;
+        };
+        let mut process = 0;
+        // SAFETY: a handle from a successful registration.
+        let status = unsafe { pg_sys::GetBackgroundWorkerPid(handle, &raw mut process) };
+        if status == pg_sys::BgwHandleStatus::BGWH_STOPPED {
+            // SAFETY: allocated by the registration, and not used again.
+            unsafe { pg_sys::pfree(handle.cast()) };
+            self.running = None;
+        }
+        self.running.is_some()
+    }
+
+    fn end_if_stuck(&mut self) {
+        if self.is_running()
+            && let Some((handle, since)) = self.running
+            && since.elapsed() > self.limit
+        {
+            // SAFETY: as above.
+            unsafe { pg_sys::TerminateBackgroundWorker(handle) };
+        }
+    }
+
+    /// None when the server has no slot for a process; it may have one later.
+    fn register(&self, database: u32) -> Option<*mut pg_sys::BackgroundWorkerHandle> {
+        let handle = register_process(self.name, self.function, database);
+        (!handle.is_null()).then_some(handle)
+    }
+}
+
+/// Connects a process that the worker has started to its database.
+///
+/// # Safety
+/// To be called once, first, with the argument of the process.
+unsafe fn connect(argument: pg_sys::Datum) {
+    background::accept_signals();
+    // SAFETY: the worker passes its database's oid; no name makes this a superuser. The settings are plain C strings.
+    unsafe {
+        let oid = pg_sys::Oid::from_datum(argument, false).unwrap_or(pg_sys::InvalidOid);
+        pg_sys::BackgroundWorkerInitializeConnectionByOid(oid, pg_sys::InvalidOid, 0);
+        pg_sys::SetConfigOption(
+            c"search_path".as_ptr(),
+            c"pg_catalog".as_ptr(),
+            pg_sys::GucContext::PGC_SUSET,
+            pg_sys::GucSource::PGC_S_OVERRIDE,
+        );
+    }
+}
+
+/// Does a task for each name that a query gives, in a transaction of its own each. What fails is noted, and tried
+/// again by the next process.
+fn make_each(names: &'static CStr, task: &'static CStr, note: &'static CStr) {
+    let missing = transaction(|spi| {
+        let rows = spi.read(names, &[]);
+        let names = (0..rows.len()).filter_map(|row| rows.get::<String>(row, 0));
+        Ok(names.collect::<Vec<_>>())
+    });
+    for name in missing.unwrap_or_else(give_up) {
+        let made = transaction(|spi| {
+            spi.write(task, &[Value::Text(Some(&name))]);
+            Ok(())
+        });
+        if let Err(reason) = made {
+            let noted = transaction(|spi| {
+                let arguments = [Value::Text(Some(&name)), Value::Text(Some(&reason))];
+                spi.write(note, &arguments);
+                Ok(())
+            });
+            noted.unwrap_or_else(give_up);
+        }
+    }
+}
+
+/// Ends the process.
+fn give_up<T>(reason: String) -> T {
+    ereport!(
+        FATAL,
+        PgSqlErrorCode::ERRCODE_INTERNAL_ERROR,
+        format!("pg_test: could not make what streams need: {reason}")
+    );
+}
+
+#[pg_guard]
+#[unsafe(no_mangle)]
+pub extern "C-unwind" fn pg_test_slots_main(argument: pg_sys::Datum) {
+    // SAFETY: the start of a new process.
+    unsafe { connect(argument) };
+    let note = c"UPDATE coord.stream_offer SET reason = $2 WHERE slot = $1";
+    let missing = c"SELECT slot FROM coord.stream_offer WHERE base IS NULL ORDER BY slot";
+    make_each(missing, c"SELECT coord.stream_slot_create($1)", note);
+    // A transaction that makes a slot writes nothing else.
+    make_each(
+        c"SELECT o.slot FROM coord.stream_offer o JOIN pg_catalog.pg_replication_slots r ON r.slot_name = o.slot
+           WHERE o.base IS NULL ORDER BY o.slot",
+        c"SELECT coord.stream_slot_offer($1)",
+        note,
+    );
+    control::wake_own_worker();
+}
+
+#[pg_guard]
+#[unsafe(no_mangle)]
+pub extern "C-unwind" fn pg_test_subscriptions_main(argument: pg_sys::Datum) {
+    // SAFETY: the start of a new process.
+    unsafe { connect(argument) };
+    let note = c"UPDATE coord.stream_source SET failure = $2 WHERE slot = $1";
+    let left_over = c"SELECT subscription FROM coord.stream_orphan ORDER BY 1";
+    make_each(left_over, c"SELECT coord.stream_unsubscribe($1)", note);
+    let missing = c"SELECT slot FROM coord.stream_missing ORDER BY 1";
+    make_each(missing, c"SELECT coord.stream_subscribe($1)", note);
+}
