@@ -1,5 +1,5 @@
-//! How long until a change made on one server is visible on another: a state through gossip against
-//! a row through plain logical replication, in turn. Arguments: two connection strings, rounds.
+//! How long until a change made on one server is visible on another: a state through gossip and a turn
+//! through a stream, each against a row through plain logical replication, in turn. Arguments: two connection strings, rounds.
 //! Prints `name p50_microseconds p99_microseconds` lines.
 
 use std::error::Error;
@@ -46,6 +46,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     );
     let rounds: i64 = arguments[3].parse()?;
     let (mut gossip, mut replication) = (Vec::new(), Vec::new());
+    let (mut stream, mut operations) = (Vec::new(), Vec::new());
     for round in 1..=rounds {
         gossip.push(visible_after(
             &mut a,
@@ -62,10 +63,29 @@ fn main() -> Result<(), Box<dyn Error>> {
             "SELECT count(*) FROM (SELECT FROM trickle OFFSET 0) t",
             round,
         )?);
+        stream.push(visible_after(
+            &mut a,
+            &mut b,
+            "SELECT coord.record_turn('personal', 'latency', 'user', 'Where shall we go?')",
+            "SELECT count(*) FROM coord.turn WHERE conversation_id = 'latency'",
+            round,
+        )?);
+        operations.push(visible_after(
+            &mut a,
+            &mut b,
+            "INSERT INTO bare_op (origin, seq, hlc, op_id, scope, surface, payload)
+             SELECT 'a', count(*), coord.hlc_now(), md5(count(*)::text), 'personal', 'conversation',
+                    '{\"conversation_id\": \"latency\", \"role\": \"user\", \"content\": \"Where shall we go?\"}'
+               FROM bare_op",
+            "SELECT count(*) FROM bare_op",
+            round,
+        )?);
         // A trickle, not a load.
         std::thread::sleep(Duration::from_millis(5));
     }
     report("gossip", gossip);
     report("replication", replication);
+    report("stream", stream);
+    report("operations", operations);
     Ok(())
 }

@@ -146,10 +146,14 @@ wait_for() {
 
 bench_latency() {
 	local name conninfo_a conninfo_b
-	for name in a b; do sql "$name" "CREATE TABLE trickle (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY)"; done
-	sql a "CREATE PUBLICATION trickle FOR TABLE trickle"
+	for name in a b; do
+		sql "$name" "CREATE TABLE trickle (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY)"
+		sql "$name" "CREATE TABLE bare_op (LIKE coord.op INCLUDING DEFAULTS INCLUDING INDEXES)"
+	done
+	sql a "CREATE PUBLICATION trickle FOR TABLE trickle, bare_op"
 	sql b "CREATE SUBSCRIPTION trickle CONNECTION 'host=127.0.0.1 port=${port[a]} dbname=postgres user=postgres' PUBLICATION trickle" 2>/dev/null
-	wait_for b "EXISTS (SELECT FROM pg_subscription_rel WHERE srsubstate = 'r')"
+	wait_for b "count(*) = 4 AND bool_and(srsubstate = 'r') FROM pg_subscription_rel"
+	wait_for b "EXISTS (SELECT FROM coord.stream_status WHERE direction = 'in' AND state = 'streaming')"
 	conninfo_a="host=127.0.0.1 port=${port[a]} dbname=postgres user=postgres"
 	conninfo_b="host=127.0.0.1 port=${port[b]} dbname=postgres user=postgres"
 	local -A p50=()
@@ -158,8 +162,16 @@ bench_latency() {
 		< <("$examples/latency" "$conninfo_a" "$conninfo_b" 500)
 	row "\`state_record_satisfied\` on a to visible on b, trickle, p50: against insert to apply of plain logical replication" \
 		"${p50[gossip]} / ${p50[replication]} µs = $(calc "${p50[gossip]} / ${p50[replication]}")" "≤ 10"
+	row "\`record_turn\` on a to visible in \`coord.turn\` on b by a stream, trickle, p50: against the same row in a bare table by plain logical replication" \
+		"${p50[stream]} / ${p50[operations]} µs = $(calc "${p50[stream]} / ${p50[operations]}")" "≤ 2"
 	sql b "DROP SUBSCRIPTION trickle" 2>/dev/null
 	sql a "DROP PUBLICATION trickle"
+	# What follows is about gossip.
+	for name in a b; do
+		sql "$name" "ALTER SYSTEM SET coord.streaming = off"
+		sql "$name" "SELECT pg_reload_conf()" >/dev/null
+		wait_for "$name" "count(*) = 0 FROM pg_replication_slots"
+	done
 }
 
 # Statements that reach b, counted in its log, per round that a began.
@@ -394,6 +406,10 @@ for name in a b; do start_node "$name"; done
 printf '| what | measured | bar |\n|---|---|---|\n'
 if [[ -z ${BENCH:-} || $BENCH == leases ]]; then bench_leases; fi
 if [[ -z ${BENCH:-} || $BENCH == log ]]; then bench_log; fi
+if [[ ${BENCH:-} == latency ]]; then
+	join_nodes
+	bench_latency
+fi
 if [[ -n ${BENCH:-} ]]; then exit; fi
 bench_clocks
 bench_states

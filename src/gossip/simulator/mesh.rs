@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::ledger::Ledger;
 use super::links::{Leg, Links};
+use super::node::operations::is_doubtful;
 use super::node::{Committed, Handle, Node, Operation, Session, Standpoint, clock};
 use crate::crdt::digest::Digest;
 use crate::gossip::protocol::{Commitment, Heard, Message, Next, Round, VERSION, respond};
@@ -668,6 +669,20 @@ impl Mesh {
                 kept.get(key) == Some(report) || (self.has_restored && key.1 == node.name)
             })
         })
+    }
+
+    /// Whether every node holds the operations that any holds.
+    pub fn agrees_on_operations(&self) -> bool {
+        let held = |node: &Node| -> BTreeSet<String> {
+            let operations = node
+                .operations()
+                .filter(|operation| !is_doubtful(operation));
+            operations
+                .map(|operation| operation.op_id.clone() + &operation.origin)
+                .collect()
+        };
+        let all: BTreeSet<String> = self.nodes.iter().flat_map(held).collect();
+        self.nodes.iter().all(|node| held(node) == all)
     }
 
     /// Whether every node is exact and all hold the same.

@@ -4,6 +4,7 @@
 //! written is seen by itself alone and is locked for others; the numbers of ended transactions are
 //! read as snapshots.
 
+pub mod operations;
 mod reports;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,6 +24,7 @@ use crate::node::detector::Heartbeats;
 use crate::node::identity::{self, Hello};
 use crate::node::incarnation::{self, Admission, Known, Life, Past, Resolution, Testimony};
 use crate::stream::offer::Streams;
+use operations::OperationTables;
 use reports::ReportTables;
 
 const FIRST_XID: u64 = 3;
@@ -132,6 +134,7 @@ pub struct Transaction {
     changed: BTreeSet<String>,
     satisfied: Vec<(String, i64)>,
     reports: ReportTables,
+    operations: OperationTables,
 }
 
 impl Transaction {
@@ -219,6 +222,7 @@ pub struct Node {
     pub cursors: BTreeMap<String, Cursor>,
     waiting: BTreeMap<String, Vec<u8>>,
     reports: ReportTables,
+    operations: OperationTables,
     open: BTreeMap<Handle, Transaction>,
     next_handle: Handle,
     next_xid: u64,
@@ -258,6 +262,7 @@ impl Node {
             cursors: BTreeMap::new(),
             waiting: BTreeMap::new(),
             reports: ReportTables::default(),
+            operations: OperationTables::default(),
             open: BTreeMap::new(),
             next_handle: 1,
             next_xid: FIRST_XID,
@@ -449,6 +454,7 @@ impl Node {
         self.cursors.extend(transaction.cursors);
         self.note_grants(&transaction.reports);
         self.reports.extend(transaction.reports);
+        self.commit_operations(transaction.operations);
         for (name, value) in transaction.waiting {
             match value {
                 Some(value) => self.waiting.insert(name, value),
@@ -1173,7 +1179,7 @@ impl Replica for Session<'_> {
     fn reports_reader(&mut self, peer: &str) -> Result<Option<Reader>> {
         Ok(Some(Reader {
             position: self.stored_reports_position(peer),
-            frontier: vclock::empty(),
+            frontier: self.tell_operations(),
             streamed: Vec::new(),
         }))
     }

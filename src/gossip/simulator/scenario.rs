@@ -112,6 +112,9 @@ impl Scenario {
             let resource = format!("r{}", self.random.below(3));
             return self.mesh.nodes[node].change_lease(handle, &resource);
         }
+        if self.random.percent(20) {
+            return self.mesh.nodes[node].append(handle);
+        }
         let name = format!("s{}", self.random.below(self.states));
         let operation = self.operation();
         self.mesh.nodes[node].write(handle, &name, operation);
@@ -247,9 +250,15 @@ impl Scenario {
         self.mesh.rounds_to_converge(EVERYBODY, 6);
         self.mesh.round(EVERYBODY);
         assert!(self.mesh.agrees_on_reports(), "reports reach everybody");
+        assert!(
+            self.mesh.agrees_on_operations(),
+            "operations reach everybody"
+        );
         assert!(self.mesh.nodes.iter().all(|node| !node.is_waiting()));
         self.mesh.check_end();
-        // Everybody hears once more from everybody; then there is nothing left to say.
+        // Everybody hears once more from everybody, and what it heard before was of a moment in the round before
+        // that; then there is nothing left to say.
+        self.mesh.round(EVERYBODY);
         self.mesh.round(EVERYBODY);
         // What a life that is over had begun to tell, nobody holds completely: a peer whose place one
         // remembers wrongly is then given an empty batch, which sets it right.

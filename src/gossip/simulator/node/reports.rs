@@ -165,14 +165,27 @@ impl Session<'_> {
         self.node.holding(self.handle, &snapshot).space
     }
 
-    fn changed_reports(&self, start: &Position, until: &Snapshot) -> Vec<(u64, String, Kept)> {
+    /// Reports that a position lacks, in their order; without what came from the peer or is held by it, of which
+    /// only the place is there.
+    fn changed_reports(
+        &self,
+        peer: &str,
+        start: &Position,
+        until: &Snapshot,
+        reader: &Reader,
+    ) -> Vec<(u64, String, Option<Report>)> {
         let after =
             (start.window.as_ref()).map(|window| (window.after_xid, window.after_name.clone()));
         let is_given = |xid| start.given.as_ref().is_some_and(|given| given.sees(xid));
         let own = &self.node.open[&self.handle].reports.kept;
         let others = (self.node.reports.kept.iter()).filter(|(key, _)| !own.contains_key(*key));
+        let of_peer = |kept: &Kept| {
+            let is_news = start.is_full() || kept.learned_from.as_deref() != Some(peer);
+            is_news.then(|| Report::Lease(kept.report.clone()))
+        };
         let mut found: Vec<_> = (own.iter().chain(others))
-            .map(|(key, kept)| (kept.local_xid, place(key), kept.clone()))
+            .map(|(key, kept)| (kept.local_xid, place(key), of_peer(kept)))
+            .chain(self.changed_operations(reader))
             .filter(|(xid, name, _)| {
                 !is_given(*xid) && until.sees(*xid) && Some((*xid, name.clone())) > after
             })
@@ -192,7 +205,7 @@ impl Session<'_> {
             Some(window) => window.until.clone(),
             None => self.node.told_snapshot(self.handle, self.standpoint),
         };
-        let mut found = self.changed_reports(&start, &until);
+        let mut found = self.changed_reports(peer, &start, &until, reader);
         let count = found.len();
         let is_cut_off = found.len() >= self.node.limit;
         found.truncate(self.node.limit);
@@ -204,10 +217,8 @@ impl Session<'_> {
                 after_xid: *xid,
                 after_name: name.clone(),
             });
-        let rows = (found.into_iter())
-            .filter(|(_, _, kept)| start.is_full() || kept.learned_from.as_deref() != Some(peer))
-            .map(|(_, _, kept)| Report::Lease(kept.report))
-            .collect();
+        let rows = found.into_iter().filter_map(|(_, _, row)| row).collect();
+        let is_all = window.is_none() && start.window.is_none();
         let next = Position {
             space: start.space.clone(),
             given: if window.is_none() {
@@ -221,7 +232,7 @@ impl Session<'_> {
             start,
             rows,
             next,
-            frontier: None,
+            frontier: is_all.then(|| self.held_operations()),
             left_out: Vec::new(),
         };
         let is_news = batch.is_worth_telling(count, &reader.frontier)?;
@@ -231,10 +242,10 @@ impl Session<'_> {
     pub fn learn_reports(&mut self, peer: &str, batch: &ReportBatch) -> Result<()> {
         let stored = self.stored_reports_position(peer);
         for row in &batch.rows {
-            let Report::Lease(report) = row else {
-                return Err(error::data_corrupted("no operations are simulated"));
-            };
-            self.learn_report(peer, report)?;
+            match row {
+                Report::Lease(report) => self.learn_report(peer, report)?,
+                Report::Op(operation) => self.learn_operation(operation)?,
+            }
         }
         if batch.continues(&stored, &[]) {
             let is_held = |other: &Transaction| other.reports.positions.contains_key(peer);
@@ -244,6 +255,9 @@ impl Session<'_> {
             self.node.xid(self.handle);
             let own = &mut self.node.transaction(self.handle).reports;
             own.positions.insert(peer.to_owned(), batch.next.clone());
+            if let Some(frontier) = &batch.frontier {
+                self.raise_operations(peer, frontier);
+            }
         }
         Ok(())
     }
