@@ -1433,7 +1433,7 @@ CREATE TABLE stream (
   name text COLLATE "C" PRIMARY KEY,
   target regclass NOT NULL UNIQUE,
   publication text COLLATE "C" NOT NULL
-    GENERATED ALWAYS AS ('coord_' || CASE WHEN octet_length(name) > 50 THEN md5(name) ELSE name END) STORED
+    GENERATED ALWAYS AS ('coord_stream_' || CASE WHEN octet_length(name) > 50 THEN md5(name) ELSE name END) STORED
 );
 COMMENT ON TABLE stream IS 'tables whose rows are streamed to the peers; add one with coord.stream_add';
 COMMENT ON COLUMN stream.publication IS 'its name on every node';
@@ -1446,6 +1446,7 @@ CREATE TABLE stream_offer (
   life uuid NOT NULL,
   own_life uuid NOT NULL,
   slot text COLLATE "C" NOT NULL UNIQUE,
+  settled_after xid8,
   base bigint,
   state text NOT NULL DEFAULT 'waiting' CHECK (state IN ('waiting', 'ready', 'streaming')),
   reason text,
@@ -1456,7 +1457,8 @@ CREATE TABLE stream_offer (
 COMMENT ON TABLE stream_offer IS 'streams that peers take from this node; never dumped';
 COMMENT ON COLUMN stream_offer.life IS 'life of the peer that asked';
 COMMENT ON COLUMN stream_offer.own_life IS 'life of this node that the slot belongs to';
-COMMENT ON COLUMN stream_offer.base IS 'every transaction below had ended when the slot began, or is streamed; NULL until the slot is there';
+COMMENT ON COLUMN stream_offer.settled_after IS 'what is not streamed is of transactions up to this one; NULL until the slot is there';
+COMMENT ON COLUMN stream_offer.base IS 'what is not streamed lies below; NULL until all those have ended';
 COMMENT ON COLUMN stream_offer.slots_lost IS 'how often its slot was lost and made anew';
 
 CREATE TABLE stream_source (
@@ -1470,6 +1472,7 @@ CREATE TABLE stream_source (
   is_covered boolean NOT NULL DEFAULT false,
   horizon bigint,
   heard_at timestamptz,
+  pace interval,
   failure text,
   state text NOT NULL DEFAULT 'waiting' CHECK (state IN ('waiting', 'connecting', 'copying', 'catching up', 'streaming', 'stalled')),
   reason text,
@@ -1483,12 +1486,14 @@ COMMENT ON COLUMN stream_source.offered IS 'why there is no slot yet, as the pee
 COMMENT ON COLUMN stream_source.is_covered IS 'everything below base is here';
 COMMENT ON COLUMN stream_source.horizon IS 'every row of a transaction below has come, or is below base';
 COMMENT ON COLUMN stream_source.heard_at IS 'when the last heartbeat came through the stream';
+COMMENT ON COLUMN stream_source.pace IS 'time between two of them, as the peer has it';
 COMMENT ON COLUMN stream_source.failure IS 'why no subscription could be made';
 
 CREATE TABLE heartbeat (
   stream text COLLATE "C" NOT NULL,
   origin text COLLATE "C" NOT NULL,
-  horizon bigint NOT NULL
+  horizon bigint NOT NULL,
+  pace interval NOT NULL
 );
 COMMENT ON TABLE heartbeat IS 'written to be streamed: which rows of an origin a reader has, once it has come this far';
 
@@ -1501,6 +1506,10 @@ COMMENT ON FUNCTION stream_origin() IS 'replication origin of the rows that this
 CREATE FUNCTION stream_gate() RETURNS uuid
   LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'stream_gate_wrapper';
 COMMENT ON FUNCTION stream_gate() IS 'the life of this node; lets nothing be applied before this node knows its life: a copy of its database would take rows that are not for it';
+
+CREATE FUNCTION stream_actor() RETURNS text
+  LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'stream_actor_wrapper';
+COMMENT ON FUNCTION stream_actor() IS 'the life of this node, once it is known, whoever asks';
 
 CREATE FUNCTION stream_slot() RETURNS text
   LANGUAGE sql VOLATILE
@@ -1518,7 +1527,7 @@ DECLARE
 BEGIN
   -- What an earlier life was given through this stream, a restored node may lack.
   UPDATE coord.stream_source s
-     SET horizon = greatest(s.horizon, NEW.horizon), heard_at = clock_timestamp()
+     SET horizon = greatest(s.horizon, NEW.horizon), heard_at = clock_timestamp(), pace = NEW.pace
    WHERE (s.stream, s.actor, s.slot, s.own_life) = (NEW.stream, NEW.origin, coord.stream_slot(), life);
   RETURN NULL;
 END
@@ -1547,7 +1556,7 @@ CREATE FUNCTION stream_offered(peer text) RETURNS jsonb
   LANGUAGE sql STABLE STRICT
   SET search_path = pg_catalog, coord, pg_temp
   RETURN (SELECT coalesce(jsonb_agg(jsonb_build_object(
-            'stream', o.stream, 'slot', CASE WHEN o.base IS NOT NULL THEN o.slot END, 'base', coalesce(o.base, 0), 'reason', o.reason)
+            'stream', o.stream, 'life', o.life, 'slot', CASE WHEN o.base IS NOT NULL THEN o.slot END, 'base', coalesce(o.base, 0), 'reason', o.reason)
             ORDER BY o.stream), '[]')
             FROM coord.stream_offer o WHERE o.node = peer);
 COMMENT ON FUNCTION stream_offered(text) IS 'streams that a peer can take from this node';
@@ -1574,6 +1583,7 @@ BEGIN
     ON CONFLICT (node) DO UPDATE SET frontier = c.frontier OPERATOR(coord.||) excluded.frontier;
   END IF;
   IF ended.state = 'streaming' THEN
+    PERFORM FROM coord.report_cursor c ORDER BY c.node FOR UPDATE;
     UPDATE coord.report_cursor SET space = '', given = NULL, until = NULL, after_xid = NULL, after_name = NULL;
   END IF;
 END
@@ -1595,10 +1605,14 @@ BEGIN
      AND NOT EXISTS (SELECT FROM coord.stream_offer k
                       WHERE (k.node, k.stream, k.life, k.own_life) = (peer, s.name, peer_life, n.life))
   ON CONFLICT (node, stream) DO UPDATE
-     SET life = excluded.life, own_life = excluded.own_life, slot = excluded.slot, base = NULL, state = 'waiting',
+     SET life = excluded.life, own_life = excluded.own_life, slot = excluded.slot, settled_after = NULL, base = NULL, state = 'waiting',
          reason = NULL, since = excluded.since
    WHERE (o.life, o.own_life) <> (excluded.life, excluded.own_life);
 
+  -- What was offered to an earlier life is not for this one, which may lack what that one was given.
+  IF EXISTS (SELECT FROM jsonb_to_recordset(offers) AS o(life uuid), coord.local_node n WHERE o.life <> n.life) THEN
+    RETURN;
+  END IF;
   -- A slot of another name is another stream: what the one before has not brought, this one may not bring either.
   FOR ended IN
     DELETE FROM coord.stream_source s
@@ -1624,6 +1638,14 @@ COMMENT ON FUNCTION stream_hear(text, uuid, text, text[], jsonb) IS 'a peer has 
 
 -- What should exist against what does. Every statement finds nothing to do when all is as it should be.
 
+CREATE VIEW stream_slot_missing AS
+  SELECT o.slot
+    FROM coord.stream_offer o
+    JOIN coord.stream s ON s.name = o.stream
+    JOIN pg_catalog.pg_publication p ON p.pubname = s.publication
+   WHERE o.settled_after IS NULL;
+COMMENT ON VIEW stream_slot_missing IS 'slots that are to be made, or have just been';
+
 CREATE FUNCTION stream_tend_offers() RETURNS boolean
   LANGUAGE plpgsql VOLATILE
   SET search_path = pg_catalog, coord, pg_temp
@@ -1638,43 +1660,62 @@ BEGIN
       OR NOT EXISTS (SELECT FROM coord.local_node n WHERE n.life = o.own_life);
   -- A slot that is lost, or gone, has left out rows: another one begins, under another name.
   UPDATE coord.stream_offer o
-     SET slot = coord.stream_slot_name(coord.node_name(), o.node), base = NULL, state = 'waiting', reason = 'the slot was lost',
-         since = clock_timestamp(), slots_lost = o.slots_lost + 1
-   WHERE o.base IS NOT NULL
+     SET slot = coord.stream_slot_name(coord.node_name(), o.node), settled_after = NULL, base = NULL, state = 'waiting',
+         reason = 'the slot was lost', since = clock_timestamp(), slots_lost = o.slots_lost + 1
+   WHERE o.settled_after IS NOT NULL
      AND NOT EXISTS (SELECT FROM pg_replication_slots r WHERE r.slot_name = o.slot AND r.wal_status IS DISTINCT FROM 'lost');
+  -- What has been committed can still be unseen, and was not streamed when that was before the slot began.
+  UPDATE coord.stream_offer o
+     SET base = coalesce((SELECT p.local_xid::text::bigint + 1 FROM coord.op p ORDER BY p.local_xid DESC LIMIT 1), 0), reason = NULL
+   WHERE o.base IS NULL AND o.settled_after < pg_snapshot_xmin(pg_current_snapshot());
   UPDATE coord.stream_offer o
      SET state = f.state, reason = f.reason, since = CASE WHEN o.state = f.state THEN o.since ELSE clock_timestamp() END
     FROM (SELECT k.node, k.stream,
                  CASE WHEN k.base IS NULL THEN 'waiting' WHEN r.active THEN 'streaming' ELSE 'ready' END AS state,
                  CASE WHEN k.base IS NOT NULL THEN NULL
                       WHEN NOT is_logical THEN 'wal_level is ' || current_setting('wal_level')
+                      WHEN k.settled_after IS NOT NULL THEN 'waiting for transaction ' || pg_snapshot_xmin(pg_current_snapshot())
                       ELSE coalesce((SELECT 'waiting for transaction ' || l.transactionid
                                        FROM pg_locks l
                                       WHERE l.pid = r.active_pid AND NOT l.granted AND l.locktype = 'transactionid'), k.reason) END AS reason
             FROM coord.stream_offer k LEFT JOIN pg_replication_slots r ON r.slot_name = k.slot) f
    WHERE (o.node, o.stream) = (f.node, f.stream) AND (o.state, o.reason) IS DISTINCT FROM (f.state, f.reason);
 
+  -- A publication that a dump has brought back has lost the tables of the extension. One that is younger than a
+  -- slot cannot be read through that.
+  FOR each IN
+    SELECT p.pubname
+      FROM pg_publication p
+     WHERE p.pubname LIKE 'coord\_stream\_%'
+       AND NOT EXISTS (SELECT FROM coord.stream s JOIN coord.stream_offer o ON o.stream = s.name
+                        WHERE s.publication = p.pubname
+                          AND (SELECT count(*) FROM pg_publication_rel r
+                                WHERE r.prpubid = p.oid AND r.prrelid IN (s.target, 'coord.heartbeat'::regclass)) = 2)
+  LOOP
+    EXECUTE format('DROP PUBLICATION %I', each.pubname);
+  END LOOP;
   FOR each IN
     SELECT s.publication, s.target, s.name
       FROM coord.stream s
      WHERE is_logical AND EXISTS (SELECT FROM coord.stream_offer o WHERE o.stream = s.name)
        AND NOT EXISTS (SELECT FROM pg_publication p WHERE p.pubname = s.publication)
   LOOP
-    -- What is each node's own stays at home. An earlier life of this node is this node too.
-    EXECUTE format('CREATE PUBLICATION %I FOR TABLE %s %s WHERE (split_part(origin, ''#'', 1) = %L), TABLE coord.heartbeat WHERE (stream = %L) '
-                   'WITH (publish = ''insert'', publish_via_partition_root = true)',
-                   each.publication, each.target,
-                   CASE each.name WHEN 'op' THEN '(origin, seq, xid, hlc, op_id, scope, surface, payload, recorded_at, tenant_id)' END,
-                   coord.node_name(), each.name);
+    UPDATE coord.stream_offer o
+       SET slot = coord.stream_slot_name(coord.node_name(), o.node), settled_after = NULL, base = NULL, state = 'waiting'
+     WHERE o.stream = each.name AND o.settled_after IS NOT NULL;
+    BEGIN
+      -- What is each node's own stays at home. An earlier life of this node is this node too.
+      EXECUTE format('CREATE PUBLICATION %I FOR TABLE %s %s WHERE (split_part(origin, ''#'', 1) = %L), '
+                     'TABLE coord.heartbeat WHERE (stream = %L) WITH (publish = ''insert'', publish_via_partition_root = true)',
+                     each.publication, each.target,
+                     CASE each.name WHEN 'op' THEN '(origin, seq, xid, hlc, op_id, scope, surface, payload, recorded_at, tenant_id)' END,
+                     coord.node_name(), each.name);
+    EXCEPTION WHEN OTHERS THEN
+      -- A table that is locked, or has become another one, holds up no other stream.
+      UPDATE coord.stream_offer o SET reason = SQLERRM WHERE o.stream = each.name;
+    END;
   END LOOP;
-  FOR each IN
-    SELECT p.pubname
-      FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid AND r.prrelid = 'coord.heartbeat'::regclass
-     WHERE NOT EXISTS (SELECT FROM coord.stream s JOIN coord.stream_offer o ON o.stream = s.name WHERE s.publication = p.pubname)
-  LOOP
-    EXECUTE format('DROP PUBLICATION %I', each.pubname);
-  END LOOP;
-  RETURN is_logical AND EXISTS (SELECT FROM coord.stream_offer o WHERE o.base IS NULL);
+  RETURN is_logical AND EXISTS (SELECT FROM coord.stream_slot_missing);
 END
 $$;
 COMMENT ON FUNCTION stream_tend_offers() IS 'keeps offers and publications as they should be; returns whether slots are missing';
@@ -1723,7 +1764,6 @@ CREATE FUNCTION stream_tend_sources() RETURNS boolean
   SET search_path = pg_catalog, coord, pg_temp
 AS $$
 DECLARE
-  patience interval := greatest(10 * current_setting('coord.heartbeat_interval')::interval, interval '10 s');
   frontier coord.vclock := coord.frontier();
   ended coord.stream_source;
   judged record;
@@ -1744,7 +1784,7 @@ BEGIN
       FROM (SELECT s AS source, s.node, s.stream, s.state AS state_before, s.reason AS reason_before,
                    CASE WHEN s.slot IS NULL THEN 'waiting'
                         WHEN b.oid IS NULL OR s.heard_at IS NULL THEN 'connecting'
-                        WHEN s.heard_at < clock_timestamp() - patience THEN 'stalled'
+                        WHEN s.heard_at < clock_timestamp() - greatest(10 * s.pace, interval '10 s') THEN 'stalled'
                         WHEN NOT s.is_covered THEN 'catching up'
                         WHEN EXISTS (SELECT FROM pg_subscription_rel r WHERE r.srsubid = b.oid AND r.srsubstate <> 'r') THEN 'copying'
                         ELSE 'streaming' END AS state,
@@ -1752,7 +1792,7 @@ BEGIN
                         WHEN b.oid IS NULL THEN s.failure
                         WHEN NOT b.subenabled THEN 'the subscription is disabled'
                         WHEN s.heard_at IS NULL THEN 'no heartbeat has come'
-                        WHEN s.heard_at < clock_timestamp() - patience THEN 'no heartbeat comes'
+                        WHEN s.heard_at < clock_timestamp() - greatest(10 * s.pace, interval '10 s') THEN 'no heartbeat comes'
                         WHEN NOT s.is_covered THEN 'gossip brings what is older than the slot' END AS reason
               FROM coord.stream_source s
               LEFT JOIN pg_subscription b ON b.subname = s.slot
@@ -1762,7 +1802,7 @@ BEGIN
     UPDATE coord.stream_source s
        SET state = judged.state, reason = judged.reason,
            since = CASE WHEN judged.state_before = judged.state THEN s.since ELSE clock_timestamp() END
-     WHERE (s.node, s.stream) = (judged.node, judged.stream);
+     WHERE (s.node, s.stream) = (judged.node, judged.stream) AND s.slot IS NOT DISTINCT FROM (judged.source).slot;
     IF judged.state <> 'streaming' THEN
       PERFORM coord.stream_source_end(judged.source);
     END IF;
@@ -1783,16 +1823,16 @@ AS $$
 $$;
 COMMENT ON FUNCTION stream_slot_create(text) IS 'makes a slot; waits for every transaction that writes';
 
--- What is seen now, and will not be streamed, lies below; whatever is not seen yet will be.
-CREATE FUNCTION stream_slot_offer(slot text) RETURNS void
+-- Whatever began before the slot did has a lower number than this transaction.
+CREATE FUNCTION stream_slot_made(slot text) RETURNS void
   LANGUAGE sql VOLATILE STRICT
   SET search_path = pg_catalog, coord, pg_temp
 AS $$
-  UPDATE coord.stream_offer o
-     SET base = coalesce((SELECT p.local_xid::text::bigint + 1 FROM coord.op p ORDER BY p.local_xid DESC LIMIT 1), 0), reason = NULL
+  UPDATE coord.stream_offer o SET settled_after = pg_current_xact_id()
    WHERE o.slot = $1
+     AND EXISTS (SELECT FROM pg_replication_slots r WHERE r.slot_name = $1 AND r.confirmed_flush_lsn IS NOT NULL)
 $$;
-COMMENT ON FUNCTION stream_slot_offer(text) IS 'offers a stream whose slot is there';
+COMMENT ON FUNCTION stream_slot_made(text) IS 'notes that a slot is there';
 
 CREATE FUNCTION stream_conninfo(peer text) RETURNS text
   LANGUAGE sql STABLE STRICT
@@ -1866,7 +1906,7 @@ DECLARE
   is_here boolean;
 BEGIN
   IF coord.stream_origin() IS NULL THEN
-    NEW.origin := coalesce(NEW.origin, coord.node_actor());
+    NEW.origin := coalesce(NEW.origin, coord.stream_actor());
     RETURN NEW;
   END IF;
   PERFORM coord.stream_gate();
@@ -1906,6 +1946,7 @@ BEGIN
   IF obstacle IS NOT NULL THEN
     PERFORM coord.stream_refuse(target::text, obstacle);
   END IF;
+  DELETE FROM coord.stream s WHERE NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = s.target);
   INSERT INTO coord.stream (name, target)
   SELECT n.nspname || '.' || c.relname, c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $1
   ON CONFLICT ON CONSTRAINT stream_target_key DO NOTHING
@@ -1938,11 +1979,13 @@ END
 $$;
 COMMENT ON FUNCTION stream_remove(regclass) IS 'ends streaming a table, in both directions; returns whether it was streamed';
 
-REVOKE ALL ON FUNCTION stream_origin(), stream_gate(), stream_slot(), heartbeat_hear(), stream_is_enabled(),
+-- A trigger on a table of the user's own runs as whoever writes there.
+REVOKE ALL ON FUNCTION stream_slot(), heartbeat_hear(), stream_is_enabled(),
   stream_wanted(text), stream_offered(text), stream_slot_name(text, text), stream_source_end(stream_source),
   stream_hear(text, uuid, text, text[], jsonb), stream_tend_offers(), stream_tend_slots(), stream_tend_sources(),
-  stream_slot_create(text), stream_slot_offer(text), stream_conninfo(text), stream_subscribe(text), stream_unsubscribe(text),
+  stream_slot_create(text), stream_slot_made(text), stream_conninfo(text), stream_subscribe(text), stream_unsubscribe(text),
   stream_admit(), stream_refuse(text, text), stream_obstacle(regclass), stream_add(regclass), stream_remove(regclass) FROM PUBLIC;
+GRANT SELECT ON heartbeat TO coord_peer;
 GRANT SELECT ON stream, stream_offer, stream_source, stream_status TO coord_monitor;
 
 CREATE TABLE report_cursor (
@@ -2173,8 +2216,8 @@ CREATE FUNCTION heartbeat_send() RETURNS bigint
 AS $$
   DELETE FROM coord.heartbeat;
   WITH sent AS (
-    INSERT INTO coord.heartbeat (stream, origin, horizon)
-    SELECT o.stream, n.actor, coord.vclock_get(coord.frontier(), n.actor)
+    INSERT INTO coord.heartbeat (stream, origin, horizon, pace)
+    SELECT o.stream, n.actor, coord.vclock_get(coord.frontier(), n.actor), current_setting('coord.heartbeat_interval')::interval
       FROM coord.local_node n, (SELECT DISTINCT stream FROM coord.stream_offer WHERE base IS NOT NULL) o
     RETURNING 1)
   SELECT count(*) FROM sent

@@ -228,8 +228,8 @@ CREATE FUNCTION heartbeat_send() RETURNS bigint
 AS $$
   DELETE FROM coord.heartbeat;
   WITH sent AS (
-    INSERT INTO coord.heartbeat (stream, origin, horizon)
-    SELECT o.stream, n.actor, coord.vclock_get(coord.frontier(), n.actor)
+    INSERT INTO coord.heartbeat (stream, origin, horizon, pace)
+    SELECT o.stream, n.actor, coord.vclock_get(coord.frontier(), n.actor), current_setting('coord.heartbeat_interval')::interval
       FROM coord.local_node n, (SELECT DISTINCT stream FROM coord.stream_offer WHERE base IS NOT NULL) o
     RETURNING 1)
   SELECT count(*) FROM sent

@@ -282,6 +282,17 @@ impl<'s> Database<'s> {
         })
     }
 
+    /// Keeps others from moving this node's place among the reports of a peer until the transaction ends. What is
+    /// streamed is looked at afterwards: whoever ends a stream voids the place.
+    fn lock_reports_position(&self, peer: &str) {
+        for statement in [
+            c"INSERT INTO coord.report_cursor (node, space) VALUES ($1, '') ON CONFLICT DO NOTHING",
+            c"SELECT FROM coord.report_cursor WHERE node = $1 FOR UPDATE",
+        ] {
+            self.spi.write(statement, &[Value::Text(Some(peer))]);
+        }
+    }
+
     /// How far this node has been given the reports of a peer.
     fn reports_position(&self, peer: &str) -> Result<Position> {
         let rows = self.spi.write(
@@ -472,6 +483,11 @@ impl<'s> Database<'s> {
             &[Value::Text(Some(peer))],
         );
         rows.get::<i64>(0, 0).map_or(0, i64::cast_unsigned)
+    }
+
+    /// Whether the extension is of a version that has streams.
+    fn keeps_streams() -> bool {
+        heap::is_there(c"stream_offer")
     }
 
     /// Whether the extension is of a version that has reports.
@@ -1008,6 +1024,7 @@ impl Replica for Database<'_> {
         if !Self::keeps_reports() {
             return Ok(0);
         }
+        self.lock_reports_position(peer);
         let stored = self.reports_position(peer)?;
         let learned = self.spi.write(
             c"SELECT coord.report_learn($1, $2::jsonb)",
@@ -1054,6 +1071,9 @@ impl Replica for Database<'_> {
     }
 
     fn streams(&mut self, peer: &str) -> Result<Streams> {
+        if !Self::keeps_streams() {
+            return Ok(Streams::default());
+        }
         let rows = self.spi.write(
             c"SELECT coord.stream_wanted($1), coord.stream_offered($1)::text",
             &[Value::Text(Some(peer))],
@@ -1065,6 +1085,9 @@ impl Replica for Database<'_> {
     }
 
     fn hear_streams(&mut self, peer: &Hello, streams: &Streams) -> Result<()> {
+        if !Self::keeps_streams() {
+            return Ok(());
+        }
         let wanted: Vec<&str> = streams.wanted.iter().map(String::as_str).collect();
         self.spi.write(
             c"SELECT coord.stream_hear($1, $2::uuid, $3, $4, $5::jsonb)",

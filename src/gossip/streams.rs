@@ -121,7 +121,7 @@ const CLEAR: &CStr = c"
     DECLARE
       name text;
     BEGIN
-      FOR name IN SELECT p.pubname FROM pg_catalog.pg_publication p WHERE p.pubname LIKE 'coord\\_%' LOOP
+      FOR name IN SELECT p.pubname FROM pg_catalog.pg_publication p WHERE p.pubname LIKE 'coord\\_stream\\_%' LOOP
         EXECUTE format('DROP PUBLICATION %I', name);
       END LOOP;
       FOR name IN SELECT s.subname FROM pg_catalog.pg_subscription s
@@ -208,6 +208,17 @@ impl Maker {
     }
 }
 
+/// A slot waits as long as it takes. A statement that makes a subscription has the password in it, and is not to
+/// be the context of a line in the log.
+const SETTINGS: &[(&CStr, &CStr)] = &[
+    (c"search_path", c"pg_catalog"),
+    (c"default_transaction_isolation", c"read committed"),
+    (c"log_error_verbosity", c"terse"),
+    (c"lock_timeout", c"0"),
+    #[cfg(any(feature = "pg17", feature = "pg18"))]
+    (c"transaction_timeout", c"0"),
+];
+
 /// Connects a process that the worker has started to its database.
 ///
 /// # Safety
@@ -218,12 +229,14 @@ unsafe fn connect(argument: pg_sys::Datum) {
     unsafe {
         let oid = pg_sys::Oid::from_datum(argument, false).unwrap_or(pg_sys::InvalidOid);
         pg_sys::BackgroundWorkerInitializeConnectionByOid(oid, pg_sys::InvalidOid, 0);
-        pg_sys::SetConfigOption(
-            c"search_path".as_ptr(),
-            c"pg_catalog".as_ptr(),
-            pg_sys::GucContext::PGC_SUSET,
-            pg_sys::GucSource::PGC_S_OVERRIDE,
-        );
+        for (name, value) in SETTINGS {
+            pg_sys::SetConfigOption(
+                name.as_ptr(),
+                value.as_ptr(),
+                pg_sys::GucContext::PGC_SUSET,
+                pg_sys::GucSource::PGC_S_OVERRIDE,
+            );
+        }
     }
 }
 
@@ -266,15 +279,10 @@ pub extern "C-unwind" fn pg_test_slots_main(argument: pg_sys::Datum) {
     // SAFETY: the start of a new process.
     unsafe { connect(argument) };
     let note = c"UPDATE coord.stream_offer SET reason = $2 WHERE slot = $1";
-    let missing = c"SELECT slot FROM coord.stream_offer WHERE base IS NULL ORDER BY slot";
+    let missing = c"SELECT slot FROM coord.stream_slot_missing ORDER BY slot";
     make_each(missing, c"SELECT coord.stream_slot_create($1)", note);
     // A transaction that makes a slot writes nothing else.
-    make_each(
-        c"SELECT o.slot FROM coord.stream_offer o JOIN pg_catalog.pg_replication_slots r ON r.slot_name = o.slot
-           WHERE o.base IS NULL ORDER BY o.slot",
-        c"SELECT coord.stream_slot_offer($1)",
-        note,
-    );
+    make_each(missing, c"SELECT coord.stream_slot_made($1)", note);
     control::wake_own_worker();
 }
 
@@ -284,8 +292,9 @@ pub extern "C-unwind" fn pg_test_subscriptions_main(argument: pg_sys::Datum) {
     // SAFETY: the start of a new process.
     unsafe { connect(argument) };
     let note = c"UPDATE coord.stream_source SET failure = $2 WHERE slot = $1";
-    let left_over = c"SELECT subscription FROM coord.stream_orphan ORDER BY 1";
+    // In any order: one that hangs is ended, and is not to be the first again.
+    let left_over = c"SELECT subscription FROM coord.stream_orphan ORDER BY random()";
     make_each(left_over, c"SELECT coord.stream_unsubscribe($1)", note);
-    let missing = c"SELECT slot FROM coord.stream_missing ORDER BY 1";
+    let missing = c"SELECT slot FROM coord.stream_missing ORDER BY random()";
     make_each(missing, c"SELECT coord.stream_subscribe($1)", note);
 }

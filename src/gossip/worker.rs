@@ -409,6 +409,7 @@ impl Worker {
                     .replace(extension)
                     .is_some_and(|previous| previous != extension)
                 {
+                    self.streams.clear();
                     self.contacts.clear();
                     self.transport = start_transport();
                     self.leases.reopen();
@@ -419,8 +420,8 @@ impl Worker {
             }
             Ok(None) => {
                 self.contacts.clear();
+                // Whose streams they are is remembered: the next extension here is another one.
                 if self.extension.is_none() || self.streams.clear() {
-                    self.extension = None;
                     self.database.give_up(wanted_times);
                 }
             }

@@ -21,6 +21,8 @@ const MAX_STREAMS: usize = 1_000;
 #[serde(deny_unknown_fields)]
 pub struct Offer {
     pub stream: String,
+    /// Life of the listener that it was made for.
+    pub life: String,
     /// Present once it is there.
     pub slot: Option<String>,
     /// What the slot does not bring is of transactions below this one, by the speaker's numbers.
@@ -56,6 +58,7 @@ impl Streams {
 impl Offer {
     fn is_whole(&self) -> bool {
         is_stream(&self.stream)
+            && uuid::Uuid::try_parse(&self.life).is_ok()
             && self.base >= 0
             && self.slot.as_deref().is_none_or(is_slot)
             && self
@@ -73,10 +76,16 @@ fn is_stream(name: &str) -> bool {
     is_text(name, MAX_STREAM_BYTES)
 }
 
-/// A name that a slot of this extension can have.
+/// A name that `coord.stream_slot_name` gives.
 fn is_slot(name: &str) -> bool {
     let is_letter = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
-    name.starts_with("coord_") && name.len() <= MAX_SLOT_BYTES && name.bytes().all(is_letter)
+    let is_hexadecimal = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    let (nodes, number) = name.rsplit_once('_').unwrap_or_default();
+    nodes.starts_with("coord_")
+        && name.len() <= MAX_SLOT_BYTES
+        && nodes.bytes().all(is_letter)
+        && number.len() == 8
+        && number.bytes().all(is_hexadecimal)
 }
 
 #[cfg(test)]
@@ -88,6 +97,7 @@ mod tests {
             wanted: vec!["op".to_owned(), "public.event".to_owned()],
             offers: vec![Offer {
                 stream: "op".to_owned(),
+                life: "6f1c2a34-0000-4000-8000-000000000001".to_owned(),
                 slot: Some("coord_a_b_0123abcd".to_owned()),
                 base: 7,
                 reason: None,
@@ -98,7 +108,7 @@ mod tests {
     #[test]
     fn what_no_row_can_be_made_of_is_refused() {
         assert!(streams().check().is_ok());
-        let spoil: [fn(&mut Streams); 8] = [
+        let spoil: [fn(&mut Streams); 10] = [
             |streams| streams.wanted[0].clear(),
             |streams| streams.wanted[1] = "x".repeat(MAX_STREAM_BYTES + 1),
             |streams| streams.wanted = vec!["op".to_owned(); MAX_STREAMS + 1],
@@ -106,6 +116,8 @@ mod tests {
             |streams| streams.offers[0].base = -1,
             |streams| streams.offers[0].slot = Some("coord_a'b".to_owned()),
             |streams| streams.offers[0].slot = Some("other_slot".to_owned()),
+            |streams| streams.offers[0].slot = Some("coord_a_b".to_owned()),
+            |streams| streams.offers[0].life = "first".to_owned(),
             |streams| streams.offers[0].reason = Some("x".repeat(MAX_REASON_BYTES + 1)),
         ];
         for change in spoil {

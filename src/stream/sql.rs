@@ -44,6 +44,13 @@ fn stream_gate() -> SqlResult<Option<pgrx::Uuid>> {
     }
 }
 
+/// What this node's rows are told as.
+#[pg_extern(sql = false)]
+fn stream_actor() -> SqlResult<String> {
+    let life = confirmed_life(&Latest::take())?.ok_or_else(error::node_unnamed)?;
+    Ok(life.actor)
+}
+
 #[pg_extern(sql = false)]
 fn stream_refuse(target: &str, reason: &str) -> SqlResult<()> {
     Err(error::table_not_streamable(target, reason).into())

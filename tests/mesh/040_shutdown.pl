@@ -11,8 +11,10 @@ use PgTest::Mesh;
 use Test::More;
 use Time::HiRes qw(time);
 
-# Peers get the longest time allowed, so that nothing here ends because a peer's time was up.
+# Peers get the longest time allowed, so that nothing here ends because a peer's time was up. Without streams, with
+# which PostgreSQL does not drop a database.
 my $mesh = PgTest::Mesh->new(names => [ 'a', 'b' ], conf => <<'CONF');
+wal_level = replica
 coord.gossip_interval = '20ms'
 coord.peer_timeout = '60s'
 CONF

@@ -33,7 +33,7 @@ my %restore = (
 	custom => [ [ 'pg_restore', '--exit-on-error', '-d', "$target dbname=custom", "$folder/custom" ] ]);
 foreach my $format (sort keys %restore)
 {
-	$fresh->command_ok([ 'pg_dump', '--no-subscriptions', "--format=$format", '-f', "$folder/$format", '-d', $source->connstr('postgres') ],
+	$fresh->command_ok([ 'pg_dump', '--no-subscriptions', '--no-publications', "--format=$format", '-f', "$folder/$format", '-d', $source->connstr('postgres') ],
 		"pg_dump in $format format works");
 	$fresh->safe_psql('postgres', "CREATE DATABASE $format TEMPLATE template0");
 	my ($out, $err) = PostgreSQL::Test::Utils::run_command($restore{$format}[0]);

@@ -22,6 +22,8 @@ $mesh->wait_for('old', 'SELECT state FROM coord.peer_status', 'reachable', 'its 
 is($mesh->sql('old', 'SELECT ok FROM coord.health()'), 't', 'and it is well');
 $mesh->wait_for('new', 'SELECT state FROM coord.peer_status', 'alive', 'it is alive to the other');
 
+unlike(PostgreSQL::Test::Utils::slurp_file($mesh->node('old')->logfile), qr/does not exist/, 'and nothing is asked of it that it has not');
+
 # What users have built on it.
 $mesh->sql('old', <<'SQL');
 CREATE TABLE seen (id int PRIMARY KEY, clock coord.vclock NOT NULL, at coord.hlc, progress coord.constraint_state);

@@ -74,6 +74,8 @@ kill 'CONT', values %worker;
 
 # What streams bring, gossip leaves out; and a stream is complete up to its heartbeats.
 my $covers = q{SELECT f OPERATOR(coord.@>) '%s' FROM (SELECT coord.%s() AS f) q};
+streams('all streams go on');
+$mesh->sql('a', turn('talk', 'user', 'once more'));
 my $held = $mesh->sql('a', 'SELECT coord.frontier()');
 $mesh->wait_for($_, sprintf($covers, $held, 'stable_frontier'), 't', "$_ knows that all hold it") foreach $mesh->names;
 is($mesh->sql('b', q{SELECT count(*) FROM coord.stream_source s JOIN coord.report_cursor c ON c.node = s.node
@@ -177,6 +179,8 @@ $mesh->wait_for($_, $remains, '1 1 1', "$_ has removed what was for the peer tha
 $mesh->sql('c', 'SELECT coord.node_leave()');
 $mesh->wait_for('c', $remains, '0 0 0', 'a node that leaves leaves nothing');
 $mesh->wait_for('b', $remains, '1 1 1', 'and its peer has removed what was for it');
+$mesh->node('c')->safe_psql('template1', 'DROP DATABASE postgres WITH (FORCE)');
+pass('then its database can be dropped');
 $mesh->sql('b', 'DROP EXTENSION pg_test CASCADE');
 $mesh->wait_for('b', $remains, '0 0 0', 'nor does DROP EXTENSION');
 $writer->quit;

@@ -111,7 +111,7 @@ SELECT gossip_exchange(set_byte(pg_temp.message('b'), 0, 2) || pg_temp.varint(10
 SELECT gossip_exchange(set_byte(pg_temp.message('b'), 0, 2) || pg_temp.varint(1000) || pg_temp.item('{}'::vclock::bytea) || '\x01' || pg_temp.item('\x00'::bytea) || '\x0000' || pg_temp.item('{}'::vclock::bytea) || '\x000000000000');
 \echo :SQLSTATE
 -- A stream whose slot has no name of ours; a byte too many.
-SELECT gossip_exchange(set_byte(pg_temp.message('b'), 0, 2) || pg_temp.varint(1000) || pg_temp.item('{}'::vclock::bytea) || '\x01' || pg_temp.item('space') || '\x0000' || pg_temp.item('{}'::vclock::bytea) || '\x0000000001' || pg_temp.item('op') || '\x01' || pg_temp.item('x'';') || '\x000000');
+SELECT gossip_exchange(set_byte(pg_temp.message('b'), 0, 2) || pg_temp.varint(1000) || pg_temp.item('{}'::vclock::bytea) || '\x01' || pg_temp.item('space') || '\x0000' || pg_temp.item('{}'::vclock::bytea) || '\x0000000001' || pg_temp.item('op') || pg_temp.item('6f1c2a34-0000-4000-8000-000000000001') || '\x01' || pg_temp.item('x'';') || '\x000000');
 \echo :SQLSTATE
 SELECT gossip_exchange(set_byte(pg_temp.message('b'), 0, 2) || pg_temp.varint(1000) || pg_temp.item('{}'::vclock::bytea) || '\x000000');
 \echo :SQLSTATE

@@ -15,7 +15,7 @@ SELECT p.oid::regprocedure AS public_function
  WHERE EXISTS (SELECT FROM aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a
                 WHERE a.grantee = 0 AND a.privilege_type = 'EXECUTE')
  ORDER BY p.oid::regprocedure::text COLLATE "C";
--- Of these none is volatile or stable.
+-- Of these none is volatile or stable, but what the trigger of a streamed table asks, as whoever writes there.
 SELECT p.oid::regprocedure, p.provolatile
   FROM own_function p
  WHERE p.provolatile <> 'i'

@@ -71,7 +71,7 @@ impl Node {
         }
         // As a sequence, which no rollback puts back.
         self.operations.next_seq += 1;
-        let seq = (self.incarnation.cast_signed() - 1 << 40) + self.operations.next_seq;
+        let seq = ((self.incarnation.cast_signed() - 1) << 40) + self.operations.next_seq;
         let xid = self.xid(handle);
         let operation = Operation {
             origin: self.actor(),
