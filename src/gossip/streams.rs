@@ -5,6 +5,7 @@
 use std::ffi::CStr;
 use std::time::{Duration, Instant};
 
+use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 use pgrx::{FromDatum, pg_sys};
 
@@ -36,6 +37,8 @@ struct Maker {
     /// How long it may run.
     limit: Duration,
     running: Option<(*mut pg_sys::BackgroundWorkerHandle, Instant)>,
+    /// It was said that there is no slot for it.
+    has_warned: bool,
     not_before: Option<Instant>,
 }
 
@@ -163,6 +166,7 @@ impl Maker {
             function,
             limit,
             running: None,
+            has_warned: false,
             not_before: None,
         }
     }
@@ -174,6 +178,11 @@ impl Maker {
         }
         self.not_before = Some(now + DELAY);
         self.running = self.register(database).map(|handle| (handle, now));
+        if self.running.is_some() {
+            self.has_warned = false;
+        } else if !std::mem::replace(&mut self.has_warned, true) {
+            warn_of_missing_process(self.name);
+        }
     }
 
     fn is_running(&mut self) -> bool {
@@ -218,6 +227,17 @@ const SETTINGS: &[(&CStr, &CStr)] = &[
     #[cfg(any(feature = "pg17", feature = "pg18"))]
     (c"transaction_timeout", c"0"),
 ];
+
+fn warn_of_missing_process(name: &str) {
+    ErrorReport::new(
+        PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+        format!("no slot is free for a {name}"),
+        "pg_test",
+    )
+    .set_detail("Gossip carries what the streams that it is to make would carry.")
+    .set_hint("Raise max_worker_processes.")
+    .report(PgLogLevel::WARNING);
+}
 
 /// Connects a process that the worker has started to its database.
 ///

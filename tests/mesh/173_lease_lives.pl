@@ -6,7 +6,6 @@ use warnings;
 
 use PgTest::Lease qw(ahead refusal wait_until);
 use PgTest::Mesh;
-use PostgreSQL::Test::RecursiveCopy;
 use PostgreSQL::Test::Utils ();
 use Test::More;
 
@@ -91,12 +90,7 @@ $copy->stop;
 is($mesh->sql('a', ahead(36_000) . acquire('job', 'c', '1 min')), '2', 'a grant after the backup');
 $mesh->sql('a', q{SELECT coord.state_record_satisfied('s', 1)});
 $mesh->converges('the nodes converge', 'a', 'b');
-$mesh->kill9('a');
-my $data = $mesh->node('a')->data_dir;
-rename $data, "$data.before" or die "could not move the data directory: $!";
-PostgreSQL::Test::RecursiveCopy::copypath($mesh->node('a')->backup_dir . '/base', $data);
-chmod 0700, $data;
-$mesh->restart_after_kill('a');
+$mesh->put_back('a', 'base');
 first_of_life($mesh->node('a'), 'postgres', 'a base backup');
 is($mesh->sql('a', $incarnation), '2', 'which is the second life');
 like(refusal($mesh->node('a'), q{SELECT coord.fence('job', 2)}), qr/^23514: stale fencing token 2/, 'and so is the token that the backup knows nothing of');

@@ -5,7 +5,6 @@ use warnings;
 
 use PgTest::Lease qw(session);
 use PgTest::Mesh;
-use PostgreSQL::Test::RecursiveCopy;
 use Test::More;
 
 my $mesh = PgTest::Mesh->new(
@@ -47,12 +46,7 @@ $mesh->node('c')->backup('old');
 $mesh->sql($_, turn("after the backup, on $_")) foreach $mesh->names;
 $mesh->wait_for($_, $count, '7') foreach $mesh->names;
 $own = $mesh->sql('c', q{SELECT string_agg(subname, ' ') FROM pg_subscription});
-$mesh->kill9('c');
-my $data = $mesh->node('c')->data_dir;
-rename $data, "$data.before" or die "could not move the data directory: $!";
-PostgreSQL::Test::RecursiveCopy::copypath($mesh->node('c')->backup_dir . '/old', $data);
-chmod 0700, $data;
-$mesh->restart_after_kill('c');
+$mesh->put_back('c', 'old');
 $mesh->wait_for('c', 'SELECT coord.node_actor()', 'c#2', 'a restored node begins a new life');
 $mesh->wait_for('c', $count, '7', 'and is given again what it had, and what it had said');
 $mesh->sql($_, turn("in the new life, on $_")) foreach $mesh->names;

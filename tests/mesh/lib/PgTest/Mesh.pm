@@ -28,6 +28,7 @@ use warnings;
 
 use Carp;
 use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::RecursiveCopy;
 use PostgreSQL::Test::Utils ();
 use Test::More;
 use Time::HiRes qw(sleep time);
@@ -126,6 +127,24 @@ sub forget
 	my ($self, $name) = @_;
 	$self->node($name)->stop;
 	$self->{names} = [ grep { $_ ne $name } $self->names ];
+	return;
+}
+
+=head2 put_back($name, $backup)
+
+Kills the node's server and starts it from a base backup of it, in its place.
+
+=cut
+
+sub put_back
+{
+	my ($self, $name, $backup) = @_;
+	my $data = $self->node($name)->data_dir;
+	$self->kill9($name);
+	rename $data, "$data.before" or die "could not move the data directory: $!";
+	PostgreSQL::Test::RecursiveCopy::copypath($self->node($name)->backup_dir . "/$backup", $data);
+	chmod 0700, $data or die "chmod: $!";
+	$self->restart_after_kill($name);
 	return;
 }
 
