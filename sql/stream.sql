@@ -316,19 +316,21 @@ END
 $$;
 COMMENT ON FUNCTION stream_tend_slots() IS 'removes slots that no peer is to read; returns how many';
 
-CREATE VIEW stream_orphan AS
-  SELECT b.subname::text COLLATE "C" AS subscription
+CREATE VIEW stream_subscription AS
+  SELECT b.oid, b.subname::text COLLATE "C" AS name, b.subenabled AS is_enabled
     FROM pg_catalog.pg_subscription b
-   WHERE b.subdbid = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = current_database())
-     AND b.subname ~ '^coord_.+_[0-9a-f]{8}$' AND NOT EXISTS (SELECT FROM coord.stream_source s WHERE s.slot = b.subname);
+   WHERE b.subdbid = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = current_database());
+COMMENT ON VIEW stream_subscription IS 'subscriptions of this database, whoever made them';
+
+CREATE VIEW stream_orphan AS
+  SELECT b.name AS subscription
+    FROM coord.stream_subscription b
+   WHERE b.name ~ '^coord_.+_[0-9a-f]{8}$' AND NOT EXISTS (SELECT FROM coord.stream_source s WHERE s.slot = b.name);
 COMMENT ON VIEW stream_orphan IS 'subscriptions that are to be removed';
 
 CREATE VIEW stream_missing AS
   SELECT s.slot FROM coord.stream_source s
-   WHERE s.slot IS NOT NULL
-     AND NOT EXISTS (SELECT FROM pg_catalog.pg_subscription b
-                      WHERE b.subname = s.slot
-                        AND b.subdbid = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = current_database()));
+   WHERE s.slot IS NOT NULL AND NOT EXISTS (SELECT FROM coord.stream_subscription b WHERE b.name = s.slot);
 COMMENT ON VIEW stream_missing IS 'subscriptions that are to be made, by their slots';
 
 CREATE FUNCTION stream_tend_sources() RETURNS boolean
@@ -352,29 +354,28 @@ BEGIN
    WHERE NOT s.is_covered AND s.slot IS NOT NULL
      AND (s.stream <> 'op' OR coord.vclock_get(frontier, s.actor) >= s.base);
   FOR judged IN
-    SELECT *
-      FROM (SELECT s AS source, s.node, s.stream, s.state AS state_before, s.reason AS reason_before,
+    SELECT j.source, j.state, r.reason
+      FROM (SELECT s AS source, b.is_enabled,
                    CASE WHEN s.slot IS NULL THEN 'waiting'
                         WHEN b.oid IS NULL OR s.heard_at IS NULL THEN 'connecting'
                         WHEN s.heard_at < clock_timestamp() - greatest(10 * s.pace, interval '10 s') THEN 'stalled'
                         WHEN NOT s.is_covered THEN 'catching up'
                         WHEN EXISTS (SELECT FROM pg_subscription_rel r WHERE r.srsubid = b.oid AND r.srsubstate <> 'r') THEN 'copying'
-                        ELSE 'streaming' END AS state,
-                   CASE WHEN s.slot IS NULL THEN coalesce(s.offered, 'the peer makes a slot')
-                        WHEN b.oid IS NULL THEN s.failure
-                        WHEN NOT b.subenabled THEN 'the subscription is disabled'
-                        WHEN s.heard_at IS NULL THEN 'no heartbeat has come'
-                        WHEN s.heard_at < clock_timestamp() - greatest(10 * s.pace, interval '10 s') THEN 'no heartbeat comes'
-                        WHEN NOT s.is_covered THEN 'gossip brings what is older than the slot' END AS reason
-              FROM coord.stream_source s
-              LEFT JOIN pg_subscription b ON b.subname = s.slot
-               AND b.subdbid = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())) j
-     WHERE (j.state_before, j.reason_before) IS DISTINCT FROM (j.state, j.reason)
+                        ELSE 'streaming' END AS state
+              FROM coord.stream_source s LEFT JOIN coord.stream_subscription b ON b.name = s.slot) j
+      CROSS JOIN LATERAL
+           (SELECT CASE WHEN j.state = 'waiting' THEN coalesce((j.source).offered, 'the peer makes a slot')
+                        WHEN j.is_enabled IS NULL THEN (j.source).failure
+                        WHEN NOT j.is_enabled THEN 'the subscription is disabled'
+                        WHEN j.state = 'connecting' THEN 'no heartbeat has come'
+                        WHEN j.state = 'stalled' THEN 'no heartbeat comes'
+                        WHEN j.state = 'catching up' THEN 'gossip brings what is older than the slot' END AS reason) r
+     WHERE ((j.source).state, (j.source).reason) IS DISTINCT FROM (j.state, r.reason)
   LOOP
     UPDATE coord.stream_source s
        SET state = judged.state, reason = judged.reason,
-           since = CASE WHEN judged.state_before = judged.state THEN s.since ELSE clock_timestamp() END
-     WHERE (s.node, s.stream) = (judged.node, judged.stream) AND s.slot IS NOT DISTINCT FROM (judged.source).slot;
+           since = CASE WHEN (judged.source).state = judged.state THEN s.since ELSE clock_timestamp() END
+     WHERE (s.node, s.stream) = ((judged.source).node, (judged.source).stream) AND s.slot IS NOT DISTINCT FROM (judged.source).slot;
     IF judged.state <> 'streaming' THEN
       PERFORM coord.stream_source_end(judged.source);
     END IF;

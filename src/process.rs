@@ -36,7 +36,7 @@ pub fn force_sync_commit() {
     unsafe { pg_sys::ForceSyncCommit() };
 }
 
-/// Lets a little time pass, open to cancel and shutdown.
+/// Lets time pass, or less of it when the latch is set; open to cancel and shutdown.
 pub fn pause(time: Duration) {
     let events = pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
     // SAFETY: this process's own latch.

@@ -1,11 +1,14 @@
-//! What the launcher and the workers share: signals, waiting and transactions outside a session.
+//! What the launcher and the workers share: signals, settings, waiting, processes they start, and transactions
+//! outside a session.
 
+use std::ffi::{CStr, c_char};
 use std::os::fd::RawFd;
 use std::panic::AssertUnwindSafe;
+use std::ptr::NonNull;
 use std::time::Duration;
 
 use pgrx::pg_sys;
-use pgrx::pg_sys::panic::CaughtError;
+use pgrx::pg_sys::panic::{CaughtError, ErrorReport};
 #[cfg(not(feature = "pg18"))]
 use pgrx::pg_sys::pqsignal;
 // PostgreSQL 18 has one for servers and one for clients.
@@ -33,6 +36,21 @@ pub fn accept_signals() {
     }
 }
 
+/// Sets what holds for all of this process, whatever the database or the role takes as a default.
+pub fn set_options(settings: &[(&CStr, &CStr)]) {
+    for (name, value) in settings {
+        // SAFETY: plain C strings of known settings.
+        unsafe {
+            pg_sys::SetConfigOption(
+                name.as_ptr(),
+                value.as_ptr(),
+                pg_sys::GucContext::PGC_SUSET,
+                pg_sys::GucSource::PGC_S_OVERRIDE,
+            );
+        }
+    }
+}
+
 /// Waits for the latch, for `readable` and for the time to pass, whichever is first, then acts on
 /// signals: ends the process on SIGTERM or postmaster death, reads the configuration on SIGHUP.
 pub fn wait(readable: Option<RawFd>, timeout: Duration) {
@@ -55,6 +73,74 @@ pub fn wait(readable: Option<RawFd>, timeout: Duration) {
             pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP);
         }
     }
+}
+
+/// A process that this one has started.
+pub struct Process(NonNull<pg_sys::BackgroundWorkerHandle>);
+
+impl Process {
+    /// Starts a process that is connected to a database, by the function in this library that it runs. None when
+    /// the server has no slot for one; it may have one later. To be called outside of transactions: the handle
+    /// is kept.
+    pub fn start(name: &str, function: &str, database: u32) -> Option<Self> {
+        let mut worker = pg_sys::BackgroundWorker {
+            bgw_flags: (pg_sys::BGWORKER_SHMEM_ACCESS
+                | pg_sys::BGWORKER_BACKEND_DATABASE_CONNECTION)
+                .cast_signed(),
+            bgw_start_time: pg_sys::BgWorkerStartTime::BgWorkerStart_RecoveryFinished,
+            bgw_restart_time: pg_sys::BGW_NEVER_RESTART,
+            bgw_main_arg: pg_sys::Datum::from(pg_sys::Oid::from(database)),
+            // SAFETY: a plain getter.
+            bgw_notify_pid: unsafe { pg_sys::MyProcPid },
+            ..pg_sys::BackgroundWorker::default()
+        };
+        copy_name(&mut worker.bgw_name, name);
+        copy_name(&mut worker.bgw_type, name);
+        copy_name(&mut worker.bgw_library_name, "pg_test");
+        copy_name(&mut worker.bgw_function_name, function);
+        let mut handle = std::ptr::null_mut();
+        // SAFETY: the structure is copied; the handle is allocated for the life of this process.
+        let is_registered =
+            unsafe { pg_sys::RegisterDynamicBackgroundWorker(&raw mut worker, &raw mut handle) };
+        NonNull::new(handle).filter(|_| is_registered).map(Self)
+    }
+
+    pub fn has_ended(&self) -> bool {
+        let mut process = 0;
+        // SAFETY: a handle from a successful registration.
+        let status = unsafe { pg_sys::GetBackgroundWorkerPid(self.0.as_ptr(), &raw mut process) };
+        status == pg_sys::BgwHandleStatus::BGWH_STOPPED
+    }
+
+    pub fn terminate(&self) {
+        // SAFETY: as above.
+        unsafe { pg_sys::TerminateBackgroundWorker(self.0.as_ptr()) };
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // SAFETY: allocated by the registration, and not used again.
+        unsafe { pg_sys::pfree(self.0.as_ptr().cast()) };
+    }
+}
+
+fn copy_name(field: &mut [c_char], name: &str) {
+    for (place, byte) in field.iter_mut().zip(name.bytes()) {
+        *place = byte.cast_signed();
+    }
+}
+
+/// Says that a process could not be started, and what comes of that.
+pub fn warn_of_missing_slot(process: &str, consequence: &str) {
+    ErrorReport::new(
+        PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+        format!("no slot is free for {process}"),
+        "pg_test",
+    )
+    .set_detail(consequence)
+    .set_hint("Raise max_worker_processes.")
+    .report(PgLogLevel::WARNING);
 }
 
 /// Runs `work` in a transaction of its own. An error of PostgreSQL or of the rules rolls it back

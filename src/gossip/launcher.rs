@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use pgrx::bgworkers::{BackgroundWorkerBuilder, BgWorkerStartTime};
 use pgrx::pg_sys;
-use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
-use super::{background, control, statistics};
+use super::background::{self, Process};
+use super::{control, statistics};
 use crate::lease::memory;
 
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
@@ -35,7 +35,7 @@ pub fn register() {
 
 /// A worker this launcher has started.
 struct Started {
-    handle: *mut pg_sys::BackgroundWorkerHandle,
+    process: Process,
     at: Instant,
 }
 
@@ -127,15 +127,10 @@ fn is_running(database: &control::Database) -> bool {
 impl Supervision {
     /// Takes note of a worker that has ended.
     fn collect(&mut self, now: Instant, database: &control::Database) {
-        let Some(started) = &self.started else {
+        let ended = self.started.take_if(|started| started.process.has_ended());
+        let Some(started) = ended else {
             return;
         };
-        let mut process = 0;
-        // SAFETY: a handle from a successful registration.
-        let status = unsafe { pg_sys::GetBackgroundWorkerPid(started.handle, &raw mut process) };
-        if status != pg_sys::BgwHandleStatus::BGWH_STOPPED {
-            return;
-        }
         control::worker_is_gone(database);
         self.delay = if now - started.at > HEALTHY {
             FIRST_DELAY
@@ -143,70 +138,21 @@ impl Supervision {
             (self.delay * 2).clamp(FIRST_DELAY, LONGEST_DELAY)
         };
         self.not_before = Some(now + self.delay);
-        self.started = None;
     }
 
     /// Starts a worker. False when the server has no slot for one.
     fn start(&mut self, oid: u32, now: Instant) -> bool {
-        let handle = register_process("pg_test worker", "pg_test_worker_main", oid);
-        if handle.is_null() {
-            if !std::mem::replace(&mut self.has_warned, true) {
-                warn_of_missing_slot(oid);
-            }
-            return false;
+        self.started = Process::start("pg_test worker", "pg_test_worker_main", oid)
+            .map(|process| Started { process, at: now });
+        if self.started.is_some() {
+            self.has_warned = false;
+        } else if !std::mem::replace(&mut self.has_warned, true) {
+            background::warn_of_missing_slot(
+                &format!("the gossip worker of database {oid}"),
+                "What that node holds does not travel until there is one.",
+            );
         }
-        self.has_warned = false;
-        self.started = Some(Started { handle, at: now });
-        true
-    }
-}
-
-fn warn_of_missing_slot(oid: u32) {
-    ErrorReport::new(
-        PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
-        format!("no slot is free for the gossip worker of database {oid}"),
-        "pg_test",
-    )
-    .set_detail("What that node holds does not travel until there is one.")
-    .set_hint("Raise max_worker_processes.")
-    .report(PgLogLevel::WARNING);
-}
-
-/// Starts a process that is connected to a database, by the function in this library that it runs. Null when the
-/// server has no slot for one. To be called outside of transactions: the handle is kept.
-pub fn register_process(
-    name: &str,
-    function: &str,
-    oid: u32,
-) -> *mut pg_sys::BackgroundWorkerHandle {
-    let mut worker = pg_sys::BackgroundWorker {
-        bgw_flags: (pg_sys::BGWORKER_SHMEM_ACCESS | pg_sys::BGWORKER_BACKEND_DATABASE_CONNECTION)
-            .cast_signed(),
-        bgw_start_time: pg_sys::BgWorkerStartTime::BgWorkerStart_RecoveryFinished,
-        bgw_restart_time: pg_sys::BGW_NEVER_RESTART,
-        bgw_main_arg: pg_sys::Datum::from(pg_sys::Oid::from(oid)),
-        // SAFETY: a plain getter.
-        bgw_notify_pid: unsafe { pg_sys::MyProcPid },
-        ..pg_sys::BackgroundWorker::default()
-    };
-    copy_name(&mut worker.bgw_name, name);
-    copy_name(&mut worker.bgw_type, name);
-    copy_name(&mut worker.bgw_library_name, "pg_test");
-    copy_name(&mut worker.bgw_function_name, function);
-    let mut handle = std::ptr::null_mut();
-    // SAFETY: the structure is copied; the handle is allocated for the life of this process.
-    let is_registered =
-        unsafe { pg_sys::RegisterDynamicBackgroundWorker(&raw mut worker, &raw mut handle) };
-    if is_registered {
-        handle
-    } else {
-        std::ptr::null_mut()
-    }
-}
-
-fn copy_name(field: &mut [std::ffi::c_char], name: &str) {
-    for (place, byte) in field.iter_mut().zip(name.bytes()) {
-        *place = byte.cast_signed();
+        self.started.is_some()
     }
 }
 

@@ -220,9 +220,9 @@ impl<'s> Database<'s> {
         })
     }
 
-    /// Reports changed since `start` as far as `until` sees them, and where they were cut off when there
-    /// are more; without operations that the reader holds, or has by streams. From the beginning nothing else is left out, not
-    /// even what came from the reader itself.
+    /// Reports changed since `start` as far as `until` sees them, and where they were cut off when there are more;
+    /// without operations that the reader holds, or has by streams. From the beginning nothing else is left out,
+    /// not even what came from the reader itself.
     fn changed_reports(
         &self,
         peer: &str,
@@ -282,24 +282,31 @@ impl<'s> Database<'s> {
         })
     }
 
-    /// Keeps others from moving this node's place among the reports of a peer until the transaction ends. What is
-    /// streamed is looked at afterwards: whoever ends a stream voids the place.
-    fn lock_reports_position(&self, peer: &str) {
-        for statement in [
+    /// How far this node has been given the reports of a peer. Others are kept from moving that place until the
+    /// transaction ends. What is streamed is looked at afterwards: whoever ends a stream voids the place.
+    fn lock_reports_position(&self, peer: &str) -> Result<Position> {
+        self.spi.write(
             c"INSERT INTO coord.report_cursor (node, space) VALUES ($1, '') ON CONFLICT DO NOTHING",
-            c"SELECT FROM coord.report_cursor WHERE node = $1 FOR UPDATE",
-        ] {
-            self.spi.write(statement, &[Value::Text(Some(peer))]);
-        }
-    }
-
-    /// How far this node has been given the reports of a peer.
-    fn reports_position(&self, peer: &str) -> Result<Position> {
-        let rows = self.spi.write(
-            c"SELECT space, given::text, until::text, after_xid, after_name
-                FROM coord.report_cursor WHERE node = $1",
             &[Value::Text(Some(peer))],
         );
+        self.read_reports_position(
+            peer,
+            c"SELECT space, given::text, until::text, after_xid, after_name
+                FROM coord.report_cursor WHERE node = $1 FOR UPDATE",
+        )
+    }
+
+    /// The same, of which others may move on at any time.
+    fn reports_position(&self, peer: &str) -> Result<Position> {
+        self.read_reports_position(
+            peer,
+            c"SELECT space, given::text, until::text, after_xid, after_name
+                FROM coord.report_cursor WHERE node = $1",
+        )
+    }
+
+    fn read_reports_position(&self, peer: &str, query: &'static CStr) -> Result<Position> {
+        let rows = self.spi.write(query, &[Value::Text(Some(peer))]);
         if rows.is_empty() {
             Ok(report::nowhere())
         } else {
@@ -1024,8 +1031,7 @@ impl Replica for Database<'_> {
         if !Self::keeps_reports() {
             return Ok(0);
         }
-        self.lock_reports_position(peer);
-        let stored = self.reports_position(peer)?;
+        let stored = self.lock_reports_position(peer)?;
         let learned = self.spi.write(
             c"SELECT coord.report_learn($1, $2::jsonb)",
             &[

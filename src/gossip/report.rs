@@ -1,5 +1,5 @@
-//! What nodes tell each other beside their states: the leases they grant and the operations of their logs. Each is about one thing of one node; the others keep it, or the newest of
-//! it, and pass it on.
+//! What nodes tell each other beside their states: the leases they grant and the operations of their logs. Each is
+//! about one thing of one node; the others keep it, or the newest of it, and pass it on.
 //!
 //! Nothing merges here, so the exchange needs no more than a reader's [`Position`] among the giver's rows, and
 //! rows that may come twice. Of operations a node also says which it holds completely: its frontier has, for

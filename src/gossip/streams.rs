@@ -5,15 +5,13 @@
 use std::ffi::CStr;
 use std::time::{Duration, Instant};
 
-use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 use pgrx::{FromDatum, pg_sys};
 
-use super::background::{self, transaction};
+use super::background::{self, Process, transaction};
 use super::control;
-use super::launcher::register_process;
 use crate::spi::Value;
-use crate::{guc, heap};
+use crate::{guc, heap, process};
 
 /// How often is looked, however long the interval of gossip.
 const LONGEST_UNAWARE: Duration = Duration::from_secs(1);
@@ -36,14 +34,13 @@ struct Maker {
     function: &'static str,
     /// How long it may run.
     limit: Duration,
-    running: Option<(*mut pg_sys::BackgroundWorkerHandle, Instant)>,
+    running: Option<(Process, Instant)>,
     /// It was said that there is no slot for it.
     has_warned: bool,
     not_before: Option<Instant>,
 }
 
 pub struct Streams {
-    database: u32,
     slots: Maker,
     subscriptions: Maker,
     pace: Duration,
@@ -52,9 +49,8 @@ pub struct Streams {
 }
 
 impl Streams {
-    pub fn new(database: u32) -> Self {
+    pub fn new() -> Self {
         Self {
-            database,
             slots: Maker::new("pg_test slot maker", "pg_test_slots_main", Duration::MAX),
             subscriptions: Maker::new(
                 "pg_test subscriber",
@@ -91,11 +87,11 @@ impl Streams {
         {
             self.last_look = Some(Instant::now());
             if tend(c"SELECT coord.stream_tend_offers()") {
-                self.slots.start(self.database);
+                self.slots.start();
             }
             tend(c"SELECT coord.stream_tend_slots() > 0");
             if tend(c"SELECT coord.stream_tend_sources()") {
-                self.subscriptions.start(self.database);
+                self.subscriptions.start();
             }
             self.subscriptions.end_if_stuck();
         }
@@ -171,49 +167,36 @@ impl Maker {
         }
     }
 
-    fn start(&mut self, database: u32) {
+    fn start(&mut self) {
         let now = Instant::now();
         if self.is_running() || self.not_before.is_some_and(|moment| moment > now) {
             return;
         }
         self.not_before = Some(now + DELAY);
-        self.running = self.register(database).map(|handle| (handle, now));
+        self.running = Process::start(self.name, self.function, process::own_database())
+            .map(|process| (process, now));
         if self.running.is_some() {
             self.has_warned = false;
         } else if !std::mem::replace(&mut self.has_warned, true) {
-            warn_of_missing_process(self.name);
+            background::warn_of_missing_slot(
+                &format!("a {}", self.name),
+                "Gossip carries what the streams that it is to make would carry.",
+            );
         }
     }
 
     fn is_running(&mut self) -> bool {
-        let Some((handle, _)) = self.running else {
-            return false;
-        };
-        let mut process = 0;
-        // SAFETY: a handle from a successful registration.
-        let status = unsafe { pg_sys::GetBackgroundWorkerPid(handle, &raw mut process) };
-        if status == pg_sys::BgwHandleStatus::BGWH_STOPPED {
-            // SAFETY: allocated by the registration, and not used again.
-            unsafe { pg_sys::pfree(handle.cast()) };
-            self.running = None;
-        }
+        self.running.take_if(|(process, _)| process.has_ended());
         self.running.is_some()
     }
 
     fn end_if_stuck(&mut self) {
         if self.is_running()
-            && let Some((handle, since)) = self.running
+            && let Some((process, since)) = &self.running
             && since.elapsed() > self.limit
         {
-            // SAFETY: as above.
-            unsafe { pg_sys::TerminateBackgroundWorker(handle) };
+            process.terminate();
         }
-    }
-
-    /// None when the server has no slot for a process; it may have one later.
-    fn register(&self, database: u32) -> Option<*mut pg_sys::BackgroundWorkerHandle> {
-        let handle = register_process(self.name, self.function, database);
-        (!handle.is_null()).then_some(handle)
     }
 }
 
@@ -228,36 +211,18 @@ const SETTINGS: &[(&CStr, &CStr)] = &[
     (c"transaction_timeout", c"0"),
 ];
 
-fn warn_of_missing_process(name: &str) {
-    ErrorReport::new(
-        PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
-        format!("no slot is free for a {name}"),
-        "pg_test",
-    )
-    .set_detail("Gossip carries what the streams that it is to make would carry.")
-    .set_hint("Raise max_worker_processes.")
-    .report(PgLogLevel::WARNING);
-}
-
 /// Connects a process that the worker has started to its database.
 ///
 /// # Safety
 /// To be called once, first, with the argument of the process.
 unsafe fn connect(argument: pg_sys::Datum) {
     background::accept_signals();
-    // SAFETY: the worker passes its database's oid; no name makes this a superuser. The settings are plain C strings.
+    // SAFETY: the worker passes its database's oid; no name makes this a superuser.
     unsafe {
         let oid = pg_sys::Oid::from_datum(argument, false).unwrap_or(pg_sys::InvalidOid);
         pg_sys::BackgroundWorkerInitializeConnectionByOid(oid, pg_sys::InvalidOid, 0);
-        for (name, value) in SETTINGS {
-            pg_sys::SetConfigOption(
-                name.as_ptr(),
-                value.as_ptr(),
-                pg_sys::GucContext::PGC_SUSET,
-                pg_sys::GucSource::PGC_S_OVERRIDE,
-            );
-        }
     }
+    background::set_options(SETTINGS);
 }
 
 /// Does a task for each name that a query gives, in a transaction of its own each. What fails is noted, and tried

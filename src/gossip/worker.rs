@@ -4,6 +4,7 @@
 //! Every step of an exchange is a transaction of its own.
 
 use std::collections::{HashMap, HashSet};
+use std::ffi::CStr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -130,7 +131,7 @@ pub extern "C-unwind" fn pg_test_worker_main(argument: pg_sys::Datum) {
     // SAFETY: registered once; the callback only writes shared memory.
     unsafe { pg_sys::before_shmem_exit(Some(announce_exit), argument) };
     control::worker_is_here(database);
-    set_session_defaults();
+    background::set_options(SETTINGS);
     Worker {
         database,
         transport: start_transport(),
@@ -144,7 +145,7 @@ pub extern "C-unwind" fn pg_test_worker_main(argument: pg_sys::Datum) {
         told_interval: interval(),
         leases: Keeper::new(run_transaction),
         reporter: Reporter::new(),
-        streams: Streams::new(oid),
+        streams: Streams::new(),
         random: Instant::now().elapsed().as_nanos() as u64
             ^ u64::from(oid) << 32
             ^ u64::from(std::process::id()),
@@ -188,24 +189,12 @@ fn start_transport() -> Transport {
 /// Bookkeeping need not wait for the disk, and what must is flushed by `flush_at_commit`. A row that
 /// a session's transaction holds must not hold the worker. Each statement sees what has just committed,
 /// whatever the database takes as a default.
-fn set_session_defaults() {
-    for (name, value) in [
-        (c"synchronous_commit", c"off"),
-        (c"lock_timeout", c"1s"),
-        (c"search_path", c"pg_catalog"),
-        (c"default_transaction_isolation", c"read committed"),
-    ] {
-        // SAFETY: plain C strings of known settings.
-        unsafe {
-            pg_sys::SetConfigOption(
-                name.as_ptr(),
-                value.as_ptr(),
-                pg_sys::GucContext::PGC_SUSET,
-                pg_sys::GucSource::PGC_S_OVERRIDE,
-            );
-        }
-    }
-}
+const SETTINGS: &[(&CStr, &CStr)] = &[
+    (c"synchronous_commit", c"off"),
+    (c"lock_timeout", c"1s"),
+    (c"search_path", c"pg_catalog"),
+    (c"default_transaction_isolation", c"read committed"),
+];
 
 fn report_activity(what: Option<&str>) {
     let text = what.and_then(|what| std::ffi::CString::new(what).ok());

@@ -226,7 +226,7 @@ fn wait_in_queue(
             Decision::Held | Decision::HeldElsewhere if left(deadline).is_zero() => {
                 return Ok(Answer::Refused(judged.held(wish)));
             }
-            Decision::HeldElsewhere => wait_for_latch(left(deadline).min(LONGEST_UNTOLD)),
+            Decision::HeldElsewhere => process::pause(left(deadline).min(LONGEST_UNTOLD)),
             Decision::Held => {
                 if let Some(found) = &judged.found {
                     wait_for_end(wish, found, deadline);
@@ -381,22 +381,7 @@ fn wait_for_end(wish: &Wish, found: &StoredLease, deadline: Instant) {
     let patience = left(deadline)
         .min(Duration::from_micros(to_expiry))
         .min(untold);
-    wait_for_latch(patience);
-}
-
-fn wait_for_latch(patience: Duration) {
-    let events = pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
-    // SAFETY: this process's own latch.
-    unsafe {
-        pg_sys::WaitLatch(
-            pg_sys::MyLatch,
-            events.cast_signed(),
-            process::latch_milliseconds(patience),
-            pg_sys::PG_WAIT_EXTENSION,
-        );
-        pg_sys::ResetLatch(pg_sys::MyLatch);
-    }
-    pgrx::check_for_interrupts!();
+    process::pause(patience);
 }
 
 /// Grants the lease, whose locks are held. None when it has been renewed meanwhile.
