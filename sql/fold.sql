@@ -46,6 +46,44 @@ CREATE TABLE record (
 );
 COMMENT ON TABLE record IS 'knowledge, skill, trajectory, run: the first operation of each key; declagent and registry: the last one';
 
+CREATE TABLE trimmed (
+  scope text COLLATE "C" NOT NULL,
+  surface text COLLATE "C" NOT NULL,
+  key text COLLATE "C" NOT NULL,
+  hlc hlc NOT NULL,
+  op_id text COLLATE "C" NOT NULL,
+  trimmed_by text COLLATE "C" NOT NULL,
+  settles_after xid8,
+  is_settled boolean NOT NULL DEFAULT false,
+  PRIMARY KEY (scope, surface, key)
+);
+COMMENT ON TABLE trimmed IS 'what is not in the fold: turns of a conversation before one, and runs and trajectories';
+COMMENT ON COLUMN trimmed.hlc IS 'stamp of the first turn that stays, or of the record that went';
+COMMENT ON COLUMN trimmed.op_id IS 'operation of that turn or record';
+COMMENT ON COLUMN trimmed.trimmed_by IS 'operation that says so';
+COMMENT ON COLUMN trimmed.settles_after IS 'transactions up to this one may not have seen this row, and have put in what it trims';
+COMMENT ON COLUMN trimmed.is_settled IS 'all of those have ended, and it was trimmed after that';
+CREATE INDEX trimmed_by ON trimmed (trimmed_by);
+CREATE INDEX trimmed_unsettled ON trimmed (key) WHERE NOT is_settled;
+
+CREATE TABLE checkpoint (
+  origin text COLLATE "C" PRIMARY KEY,
+  frontier vclock NOT NULL,
+  state_hash text COLLATE "C" NOT NULL,
+  hlc hlc NOT NULL,
+  op_id text COLLATE "C" NOT NULL
+);
+COMMENT ON TABLE checkpoint IS 'the last checkpoint of each node: what the folded state was at a stable frontier';
+COMMENT ON COLUMN checkpoint.state_hash IS 'digest of the state that the operations below the frontier fold into';
+
+CREATE TABLE op_base (
+  frontier vclock NOT NULL,
+  state_hash text COLLATE "C" NOT NULL,
+  since timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+COMMENT ON TABLE op_base IS 'the checkpoint that the log of this node stands on: what lies below and is not here is needed for nothing; never dumped';
+CREATE UNIQUE INDEX op_base_only ON op_base ((true));
+
 -- What one operation says.
 
 CREATE FUNCTION turn_time(at text) RETURNS timestamptz
@@ -77,7 +115,7 @@ CREATE FUNCTION record_of(op op) RETURNS SETOF coord.record
   LANGUAGE sql IMMUTABLE PARALLEL SAFE
   BEGIN ATOMIC
     SELECT op.scope, op.surface, coord.op_key(op.surface, op.payload), op.payload, op.hlc, op.op_id, op.origin
-     WHERE op.surface NOT IN ('conversation', 'routing', 'intent');
+     WHERE op.surface NOT IN ('conversation', 'routing', 'intent', 'retention', 'checkpoint');
   END;
 COMMENT ON FUNCTION record_of(op) IS 'what an operation says of a record';
 
@@ -90,9 +128,88 @@ CREATE FUNCTION intent_of(op op) RETURNS SETOF intent
   END;
 COMMENT ON FUNCTION intent_of(op) IS 'the record of a run that an operation is';
 
+CREATE FUNCTION trims_are_whole(payload text) RETURNS boolean
+  LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'trims_are_whole_wrapper';
+COMMENT ON FUNCTION trims_are_whole(text) IS 'whether a payload says what is trimmed';
+
+CREATE FUNCTION checkpoint_is_whole(payload text) RETURNS boolean
+  LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'checkpoint_is_whole_wrapper';
+COMMENT ON FUNCTION checkpoint_is_whole(text) IS 'whether a payload says what the state was at a frontier';
+
+CREATE FUNCTION trimmed_of(op op) RETURNS SETOF trimmed
+  LANGUAGE sql IMMUTABLE PARALLEL SAFE
+  BEGIN ATOMIC
+    SELECT op.scope, t.surface, t.key, t.hlc, t.op_id, op.op_id, NULL::xid8, false
+      FROM jsonb_to_recordset(CASE WHEN op.surface = 'retention' AND coord.trims_are_whole(op.payload::text)
+                                   THEN op.payload -> 'trims' ELSE '[]' END)
+        AS t(surface text, key text, hlc hlc, op_id text);
+  END;
+COMMENT ON FUNCTION trimmed_of(op) IS 'what an operation says is trimmed';
+
+CREATE FUNCTION checkpoint_of(op op) RETURNS SETOF checkpoint
+  LANGUAGE sql IMMUTABLE PARALLEL SAFE
+  BEGIN ATOMIC
+    SELECT op.origin, (op.payload -> 'frontier')::vclock, op.payload ->> 'state_hash', op.hlc, op.op_id
+     WHERE op.surface = 'checkpoint' AND coord.checkpoint_is_whole(op.payload::text);
+  END;
+COMMENT ON FUNCTION checkpoint_of(op) IS 'the checkpoint that an operation is';
+
 CREATE FUNCTION record_rank(surface text, hlc hlc, op_id text) RETURNS bytea
   LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'record_rank_wrapper';
 COMMENT ON FUNCTION record_rank(text, hlc, text) IS 'of several operations of one key the lowest stays: the last of declagent and registry, the first of all else';
+
+-- Trimming. Whatever is put in by who has seen a row of coord.trimmed is put in accordingly; what a transaction has
+-- put in that had not is trimmed once it has ended.
+
+CREATE FUNCTION trim_apply() RETURNS void
+  LANGUAGE sql VOLATILE
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+  DELETE FROM coord.turn t USING coord.trimmed m
+   WHERE NOT m.is_settled AND m.surface = 'conversation'
+     AND (t.conversation_id, t.scope) = (m.key, m.scope) AND (t.hlc, t.op_id) < (m.hlc, m.op_id);
+  DELETE FROM coord.record r USING coord.trimmed m
+   WHERE NOT m.is_settled AND (r.scope, r.surface, r.key) = (m.scope, m.surface, m.key);
+$$;
+COMMENT ON FUNCTION trim_apply() IS 'takes out of the fold what is trimmed';
+
+CREATE FUNCTION trim_settle() RETURNS bigint
+  LANGUAGE plpgsql VOLATILE
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+DECLARE
+  horizon xid8 := pg_snapshot_xmin(pg_current_snapshot());
+  settled bigint;
+BEGIN
+  IF NOT EXISTS (SELECT FROM coord.trimmed m WHERE NOT m.is_settled) THEN
+    RETURN 0;
+  END IF;
+  -- With a later snapshot than that of the horizon.
+  PERFORM coord.trim_apply();
+  UPDATE coord.trimmed m SET is_settled = true WHERE NOT m.is_settled AND m.settles_after < horizon;
+  GET DIAGNOSTICS settled = ROW_COUNT;
+  UPDATE coord.trimmed m SET settles_after = pg_current_xact_id() WHERE NOT m.is_settled AND m.settles_after IS NULL;
+  RETURN settled;
+END
+$$;
+COMMENT ON FUNCTION trim_settle() IS 'trims what transactions have put in that were open at the time; returns how many trimmings are done with';
+
+CREATE FUNCTION trim_fold(ops op[]) RETURNS void
+  LANGUAGE plpgsql VOLATILE STRICT
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+BEGIN
+  INSERT INTO coord.trimmed AS k
+  SELECT DISTINCT ON (m.scope, m.surface, m.key) m.*
+    FROM unnest(ops) o CROSS JOIN LATERAL coord.trimmed_of(o) m
+   ORDER BY m.scope, m.surface, m.key, m.hlc DESC, m.op_id DESC, m.trimmed_by DESC
+  ON CONFLICT ON CONSTRAINT trimmed_pkey DO UPDATE
+     SET hlc = excluded.hlc, op_id = excluded.op_id, trimmed_by = excluded.trimmed_by, settles_after = NULL, is_settled = false
+   WHERE (excluded.hlc, excluded.op_id, excluded.trimmed_by) > (k.hlc, k.op_id, k.trimmed_by);
+  PERFORM coord.trim_apply();
+END
+$$;
+COMMENT ON FUNCTION trim_fold(op[]) IS 'trims what operations say; of a conversation the most';
 
 -- Folding.
 
@@ -104,7 +221,13 @@ DECLARE
   surfaces text[] := ARRAY(SELECT DISTINCT o.surface FROM unnest(ops) o);
 BEGIN
   IF 'conversation' = ANY (surfaces) THEN
-    INSERT INTO coord.turn SELECT t.* FROM unnest(ops) o CROSS JOIN LATERAL coord.turn_of(o) t ON CONFLICT DO NOTHING;
+    INSERT INTO coord.turn
+    SELECT t.*
+      FROM unnest(ops) o CROSS JOIN LATERAL coord.turn_of(o) t
+     WHERE NOT EXISTS (SELECT FROM coord.trimmed m
+                        WHERE (m.scope, m.surface, m.key) = (t.scope, 'conversation', t.conversation_id)
+                          AND (t.hlc, t.op_id) < (m.hlc, m.op_id))
+    ON CONFLICT DO NOTHING;
     INSERT INTO coord.conversation (scope, conversation_id)
     SELECT k.scope, k.key
       FROM (SELECT DISTINCT o.scope, coord.op_key(o.surface, o.payload) AS key
@@ -119,11 +242,24 @@ BEGIN
        FROM unnest(ops) o CROSS JOIN LATERAL coord.intent_of(o) i
       ORDER BY i.agent, i.run_id, i.scope;
   END IF;
-  IF NOT surfaces <@ '{conversation,routing,intent}' THEN
+  IF 'retention' = ANY (surfaces) THEN
+    PERFORM coord.trim_fold(ops);
+  END IF;
+  IF 'checkpoint' = ANY (surfaces) THEN
+    INSERT INTO coord.checkpoint AS k
+    SELECT DISTINCT ON (c.origin) c.*
+      FROM unnest(ops) o CROSS JOIN LATERAL coord.checkpoint_of(o) c
+     ORDER BY c.origin, c.hlc DESC, c.op_id DESC
+    ON CONFLICT ON CONSTRAINT checkpoint_pkey DO UPDATE
+       SET frontier = excluded.frontier, state_hash = excluded.state_hash, hlc = excluded.hlc, op_id = excluded.op_id
+     WHERE (excluded.hlc, excluded.op_id) > (k.hlc, k.op_id);
+  END IF;
+  IF NOT surfaces <@ '{conversation,routing,intent,retention,checkpoint}' THEN
     -- In the order of keys: whoever folds several takes row locks in that order.
     INSERT INTO coord.record AS r
     SELECT DISTINCT ON (f.scope, f.surface, f.key) f.*
       FROM unnest(ops) o CROSS JOIN LATERAL coord.record_of(o) f
+     WHERE NOT EXISTS (SELECT FROM coord.trimmed m WHERE (m.scope, m.surface, m.key) = (f.scope, f.surface, f.key))
      ORDER BY f.scope, f.surface, f.key, coord.record_rank(f.surface, f.hlc, f.op_id)
     ON CONFLICT ON CONSTRAINT record_pkey DO UPDATE
        SET payload = excluded.payload, hlc = excluded.hlc, op_id = excluded.op_id, origin = excluded.origin
@@ -271,8 +407,17 @@ COMMENT ON FUNCTION fold_digest_compact(bigint) IS 'replaces so many parts of th
 
 -- What the log says that the fold should be.
 
+CREATE VIEW trimmed_by_log AS
+  SELECT DISTINCT ON (m.scope, m.surface, m.key) m.*
+    FROM coord.op o CROSS JOIN LATERAL coord.trimmed_of(o) m
+   ORDER BY m.scope, m.surface, m.key, m.hlc DESC, m.op_id DESC, m.trimmed_by DESC;
+COMMENT ON VIEW trimmed_by_log IS 'coord.trimmed, folded anew';
+
 CREATE VIEW turn_by_log AS
-  SELECT t.* FROM coord.op o CROSS JOIN LATERAL coord.turn_of(o) t;
+  SELECT t.*
+    FROM coord.op o CROSS JOIN LATERAL coord.turn_of(o) t
+    LEFT JOIN coord.trimmed m ON (m.scope, m.surface, m.key) = (t.scope, 'conversation', t.conversation_id)
+   WHERE m.hlc IS NULL OR (t.hlc, t.op_id) >= (m.hlc, m.op_id);
 COMMENT ON VIEW turn_by_log IS 'coord.turn, folded anew';
 
 CREATE VIEW observation_by_log AS
@@ -282,6 +427,7 @@ COMMENT ON VIEW observation_by_log IS 'coord.observation, folded anew';
 CREATE VIEW record_by_log AS
   SELECT DISTINCT ON (f.scope, f.surface, f.key) f.*
     FROM coord.op o CROSS JOIN LATERAL coord.record_of(o) f
+   WHERE NOT EXISTS (SELECT FROM coord.trimmed m WHERE (m.scope, m.surface, m.key) = (f.scope, f.surface, f.key))
    ORDER BY f.scope, f.surface, f.key, coord.record_rank(f.surface, f.hlc, f.op_id);
 COMMENT ON VIEW record_by_log IS 'coord.record, folded anew';
 
@@ -301,6 +447,21 @@ DECLARE
   differing bigint := 0;
   part bigint;
 BEGIN
+  WITH wrong AS MATERIALIZED (
+    SELECT scope, surface, key, m.trimmed_by AS found, l AS due
+      FROM coord.trimmed m FULL JOIN coord.trimmed_by_log l USING (scope, surface, key)
+     WHERE (m.hlc, m.op_id, m.trimmed_by) IS DISTINCT FROM (l.hlc, l.op_id, l.trimmed_by)
+  ), removed AS (
+    DELETE FROM coord.trimmed m USING wrong w
+     WHERE (m.scope, m.surface, m.key, m.trimmed_by) = (w.scope, w.surface, w.key, w.found)
+    RETURNING 1
+  ), put AS (
+    INSERT INTO coord.trimmed SELECT (w.due).* FROM wrong w, (SELECT count(*) FROM removed) r WHERE (w.due).op_id IS NOT NULL
+    ON CONFLICT DO NOTHING
+  )
+  SELECT count(*) INTO part FROM wrong;
+  differing := differing + part;
+
   WITH wrong AS MATERIALIZED (
     SELECT conversation_id, hlc, op_id, l AS due
       FROM coord.turn t FULL JOIN coord.turn_by_log l USING (conversation_id, hlc, op_id)
@@ -369,8 +530,9 @@ $$;
 COMMENT ON FUNCTION op_refold() IS 'folds the whole log again, and puts right what differs; returns how many rows that were';
 
 REVOKE ALL ON FUNCTION turn_time(text), turn_of(op), observation_of(op), record_of(op), intent_of(op), record_rank(text, hlc, text),
+  trims_are_whole(text), checkpoint_is_whole(text), trimmed_of(op), checkpoint_of(op), trim_apply(), trim_settle(), trim_fold(op[]),
   op_fold(op[]), op_fold_applied(op), op_fold(), fold_retry(), fold_row_digest(text, text), fold_digest(), state_hash(), fold_digest_compact(bigint),
   op_refold() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION state_hash() TO coord_agent, coord_monitor;
 GRANT SELECT ON turn, conversation, observation, record, fold_digest TO coord_agent, coord_monitor;
-GRANT SELECT ON fold_waiting TO coord_monitor;
+GRANT SELECT ON fold_waiting, trimmed, checkpoint, op_base TO coord_monitor;

@@ -30,8 +30,23 @@ CREATE INDEX op_op_id ON op (op_id);
 CREATE INDEX op_local_xid ON op (local_xid, seq);
 
 SELECT pg_catalog.pg_extension_config_dump('op_seq', '');
-SELECT pg_catalog.pg_extension_config_dump('op', '');
-SELECT pg_catalog.pg_extension_config_dump('op_default', '');
+-- Partitions come and go. A dump has the log in one piece, and what is restored goes to where it belongs there.
+CREATE TABLE op_dumped (LIKE op INCLUDING DEFAULTS);
+COMMENT ON TABLE op_dumped IS 'the operation log, as a dump has it; always empty';
+SELECT pg_catalog.pg_extension_config_dump('op_dumped', 'WHERE false UNION ALL SELECT o.* FROM coord.op o');
+
+CREATE FUNCTION op_restore() RETURNS trigger
+  LANGUAGE plpgsql
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+BEGIN
+  INSERT INTO coord.op VALUES (NEW.*);
+  RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION op_restore() IS 'puts an operation of a dump into the log';
+CREATE TRIGGER op_restore BEFORE INSERT ON op_dumped FOR EACH ROW EXECUTE FUNCTION op_restore();
+COMMENT ON TRIGGER op_restore ON op_dumped IS 'nothing stays there';
 
 CREATE TABLE conflict (
   origin text COLLATE "C" NOT NULL,
@@ -188,6 +203,9 @@ BEGIN
   ELSIF EXISTS (SELECT FROM coord.quarantine q WHERE q.origin = NEW.origin) THEN
     PERFORM coord.op_refuse(NEW, 'quarantined', NULL);
     RETURN NULL;
+  ELSIF EXISTS (SELECT FROM coord.op_base b WHERE NEW.xid < coord.vclock_get(b.frontier, NEW.origin)::text::xid8) THEN
+    -- It was here, and was left out of the log.
+    RETURN NULL;
   END IF;
   obstacle := coord.op_observe(NEW.hlc);
   IF obstacle IS NOT NULL THEN
@@ -262,7 +280,7 @@ COMMENT ON FUNCTION quarantine_release(text) IS 'admits operations of an origin 
 
 REVOKE ALL ON FUNCTION op_required(text), op_parse(jsonb), op_append(text, text, jsonb), op_append_many(jsonb),
   op_is_from_elsewhere(), op_is_single(), op_observe(hlc), op_origin_lock(text), op_refuse(op, text, text),
-  op_admit(), op_keep(), op_of(jsonb), conflict_retry(), quarantine_release(text),
+  op_admit(), op_keep(), op_restore(), op_of(jsonb), conflict_retry(), quarantine_release(text),
   op_malformation(text, text, text, integer), op_check(text, text, text, integer),
   op_hash(text), op_receipt(op), op_key(text, jsonb), op_id(op),
   op_id(text, bigint, hlc, text, text, text, text) FROM PUBLIC;

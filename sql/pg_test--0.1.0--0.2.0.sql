@@ -688,7 +688,7 @@ GRANT EXECUTE ON FUNCTION intent_record(text, text, text, bigint, text, text), f
   TO coord_agent;
 GRANT SELECT ON intent TO coord_monitor;
 
--- The operation log, as in oplog.sql, fold.sql and conversation.sql; streams, as in stream.sql; reports, as in report.sql.
+-- The operation log, as in oplog.sql, fold.sql and conversation.sql; streams, as in stream.sql; reports, as in report.sql; retention, as in retention.sql.
 
 ALTER TABLE ack ADD COLUMN op_frontier vclock NOT NULL DEFAULT '{}';
 COMMENT ON COLUMN ack.op_frontier IS 'it holds every operation below';
@@ -728,8 +728,23 @@ CREATE INDEX op_op_id ON op (op_id);
 CREATE INDEX op_local_xid ON op (local_xid, seq);
 
 SELECT pg_catalog.pg_extension_config_dump('op_seq', '');
-SELECT pg_catalog.pg_extension_config_dump('op', '');
-SELECT pg_catalog.pg_extension_config_dump('op_default', '');
+-- Partitions come and go. A dump has the log in one piece, and what is restored goes to where it belongs there.
+CREATE TABLE op_dumped (LIKE op INCLUDING DEFAULTS);
+COMMENT ON TABLE op_dumped IS 'the operation log, as a dump has it; always empty';
+SELECT pg_catalog.pg_extension_config_dump('op_dumped', 'WHERE false UNION ALL SELECT o.* FROM coord.op o');
+
+CREATE FUNCTION op_restore() RETURNS trigger
+  LANGUAGE plpgsql
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+BEGIN
+  INSERT INTO coord.op VALUES (NEW.*);
+  RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION op_restore() IS 'puts an operation of a dump into the log';
+CREATE TRIGGER op_restore BEFORE INSERT ON op_dumped FOR EACH ROW EXECUTE FUNCTION op_restore();
+COMMENT ON TRIGGER op_restore ON op_dumped IS 'nothing stays there';
 
 CREATE TABLE conflict (
   origin text COLLATE "C" NOT NULL,
@@ -886,6 +901,9 @@ BEGIN
   ELSIF EXISTS (SELECT FROM coord.quarantine q WHERE q.origin = NEW.origin) THEN
     PERFORM coord.op_refuse(NEW, 'quarantined', NULL);
     RETURN NULL;
+  ELSIF EXISTS (SELECT FROM coord.op_base b WHERE NEW.xid < coord.vclock_get(b.frontier, NEW.origin)::text::xid8) THEN
+    -- It was here, and was left out of the log.
+    RETURN NULL;
   END IF;
   obstacle := coord.op_observe(NEW.hlc);
   IF obstacle IS NOT NULL THEN
@@ -960,7 +978,7 @@ COMMENT ON FUNCTION quarantine_release(text) IS 'admits operations of an origin 
 
 REVOKE ALL ON FUNCTION op_required(text), op_parse(jsonb), op_append(text, text, jsonb), op_append_many(jsonb),
   op_is_from_elsewhere(), op_is_single(), op_observe(hlc), op_origin_lock(text), op_refuse(op, text, text),
-  op_admit(), op_keep(), op_of(jsonb), conflict_retry(), quarantine_release(text),
+  op_admit(), op_keep(), op_restore(), op_of(jsonb), conflict_retry(), quarantine_release(text),
   op_malformation(text, text, text, integer), op_check(text, text, text, integer),
   op_hash(text), op_receipt(op), op_key(text, jsonb), op_id(op),
   op_id(text, bigint, hlc, text, text, text, text) FROM PUBLIC;
@@ -1014,6 +1032,44 @@ CREATE TABLE record (
 );
 COMMENT ON TABLE record IS 'knowledge, skill, trajectory, run: the first operation of each key; declagent and registry: the last one';
 
+CREATE TABLE trimmed (
+  scope text COLLATE "C" NOT NULL,
+  surface text COLLATE "C" NOT NULL,
+  key text COLLATE "C" NOT NULL,
+  hlc hlc NOT NULL,
+  op_id text COLLATE "C" NOT NULL,
+  trimmed_by text COLLATE "C" NOT NULL,
+  settles_after xid8,
+  is_settled boolean NOT NULL DEFAULT false,
+  PRIMARY KEY (scope, surface, key)
+);
+COMMENT ON TABLE trimmed IS 'what is not in the fold: turns of a conversation before one, and runs and trajectories';
+COMMENT ON COLUMN trimmed.hlc IS 'stamp of the first turn that stays, or of the record that went';
+COMMENT ON COLUMN trimmed.op_id IS 'operation of that turn or record';
+COMMENT ON COLUMN trimmed.trimmed_by IS 'operation that says so';
+COMMENT ON COLUMN trimmed.settles_after IS 'transactions up to this one may not have seen this row, and have put in what it trims';
+COMMENT ON COLUMN trimmed.is_settled IS 'all of those have ended, and it was trimmed after that';
+CREATE INDEX trimmed_by ON trimmed (trimmed_by);
+CREATE INDEX trimmed_unsettled ON trimmed (key) WHERE NOT is_settled;
+
+CREATE TABLE checkpoint (
+  origin text COLLATE "C" PRIMARY KEY,
+  frontier vclock NOT NULL,
+  state_hash text COLLATE "C" NOT NULL,
+  hlc hlc NOT NULL,
+  op_id text COLLATE "C" NOT NULL
+);
+COMMENT ON TABLE checkpoint IS 'the last checkpoint of each node: what the folded state was at a stable frontier';
+COMMENT ON COLUMN checkpoint.state_hash IS 'digest of the state that the operations below the frontier fold into';
+
+CREATE TABLE op_base (
+  frontier vclock NOT NULL,
+  state_hash text COLLATE "C" NOT NULL,
+  since timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+COMMENT ON TABLE op_base IS 'the checkpoint that the log of this node stands on: what lies below and is not here is needed for nothing; never dumped';
+CREATE UNIQUE INDEX op_base_only ON op_base ((true));
+
 -- What one operation says.
 
 CREATE FUNCTION turn_time(at text) RETURNS timestamptz
@@ -1045,7 +1101,7 @@ CREATE FUNCTION record_of(op op) RETURNS SETOF coord.record
   LANGUAGE sql IMMUTABLE PARALLEL SAFE
   BEGIN ATOMIC
     SELECT op.scope, op.surface, coord.op_key(op.surface, op.payload), op.payload, op.hlc, op.op_id, op.origin
-     WHERE op.surface NOT IN ('conversation', 'routing', 'intent');
+     WHERE op.surface NOT IN ('conversation', 'routing', 'intent', 'retention', 'checkpoint');
   END;
 COMMENT ON FUNCTION record_of(op) IS 'what an operation says of a record';
 
@@ -1058,9 +1114,88 @@ CREATE FUNCTION intent_of(op op) RETURNS SETOF intent
   END;
 COMMENT ON FUNCTION intent_of(op) IS 'the record of a run that an operation is';
 
+CREATE FUNCTION trims_are_whole(payload text) RETURNS boolean
+  LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'trims_are_whole_wrapper';
+COMMENT ON FUNCTION trims_are_whole(text) IS 'whether a payload says what is trimmed';
+
+CREATE FUNCTION checkpoint_is_whole(payload text) RETURNS boolean
+  LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'checkpoint_is_whole_wrapper';
+COMMENT ON FUNCTION checkpoint_is_whole(text) IS 'whether a payload says what the state was at a frontier';
+
+CREATE FUNCTION trimmed_of(op op) RETURNS SETOF trimmed
+  LANGUAGE sql IMMUTABLE PARALLEL SAFE
+  BEGIN ATOMIC
+    SELECT op.scope, t.surface, t.key, t.hlc, t.op_id, op.op_id, NULL::xid8, false
+      FROM jsonb_to_recordset(CASE WHEN op.surface = 'retention' AND coord.trims_are_whole(op.payload::text)
+                                   THEN op.payload -> 'trims' ELSE '[]' END)
+        AS t(surface text, key text, hlc hlc, op_id text);
+  END;
+COMMENT ON FUNCTION trimmed_of(op) IS 'what an operation says is trimmed';
+
+CREATE FUNCTION checkpoint_of(op op) RETURNS SETOF checkpoint
+  LANGUAGE sql IMMUTABLE PARALLEL SAFE
+  BEGIN ATOMIC
+    SELECT op.origin, (op.payload -> 'frontier')::vclock, op.payload ->> 'state_hash', op.hlc, op.op_id
+     WHERE op.surface = 'checkpoint' AND coord.checkpoint_is_whole(op.payload::text);
+  END;
+COMMENT ON FUNCTION checkpoint_of(op) IS 'the checkpoint that an operation is';
+
 CREATE FUNCTION record_rank(surface text, hlc hlc, op_id text) RETURNS bytea
   LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'record_rank_wrapper';
 COMMENT ON FUNCTION record_rank(text, hlc, text) IS 'of several operations of one key the lowest stays: the last of declagent and registry, the first of all else';
+
+-- Trimming. Whatever is put in by who has seen a row of coord.trimmed is put in accordingly; what a transaction has
+-- put in that had not is trimmed once it has ended.
+
+CREATE FUNCTION trim_apply() RETURNS void
+  LANGUAGE sql VOLATILE
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+  DELETE FROM coord.turn t USING coord.trimmed m
+   WHERE NOT m.is_settled AND m.surface = 'conversation'
+     AND (t.conversation_id, t.scope) = (m.key, m.scope) AND (t.hlc, t.op_id) < (m.hlc, m.op_id);
+  DELETE FROM coord.record r USING coord.trimmed m
+   WHERE NOT m.is_settled AND (r.scope, r.surface, r.key) = (m.scope, m.surface, m.key);
+$$;
+COMMENT ON FUNCTION trim_apply() IS 'takes out of the fold what is trimmed';
+
+CREATE FUNCTION trim_settle() RETURNS bigint
+  LANGUAGE plpgsql VOLATILE
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+DECLARE
+  horizon xid8 := pg_snapshot_xmin(pg_current_snapshot());
+  settled bigint;
+BEGIN
+  IF NOT EXISTS (SELECT FROM coord.trimmed m WHERE NOT m.is_settled) THEN
+    RETURN 0;
+  END IF;
+  -- With a later snapshot than that of the horizon.
+  PERFORM coord.trim_apply();
+  UPDATE coord.trimmed m SET is_settled = true WHERE NOT m.is_settled AND m.settles_after < horizon;
+  GET DIAGNOSTICS settled = ROW_COUNT;
+  UPDATE coord.trimmed m SET settles_after = pg_current_xact_id() WHERE NOT m.is_settled AND m.settles_after IS NULL;
+  RETURN settled;
+END
+$$;
+COMMENT ON FUNCTION trim_settle() IS 'trims what transactions have put in that were open at the time; returns how many trimmings are done with';
+
+CREATE FUNCTION trim_fold(ops op[]) RETURNS void
+  LANGUAGE plpgsql VOLATILE STRICT
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+BEGIN
+  INSERT INTO coord.trimmed AS k
+  SELECT DISTINCT ON (m.scope, m.surface, m.key) m.*
+    FROM unnest(ops) o CROSS JOIN LATERAL coord.trimmed_of(o) m
+   ORDER BY m.scope, m.surface, m.key, m.hlc DESC, m.op_id DESC, m.trimmed_by DESC
+  ON CONFLICT ON CONSTRAINT trimmed_pkey DO UPDATE
+     SET hlc = excluded.hlc, op_id = excluded.op_id, trimmed_by = excluded.trimmed_by, settles_after = NULL, is_settled = false
+   WHERE (excluded.hlc, excluded.op_id, excluded.trimmed_by) > (k.hlc, k.op_id, k.trimmed_by);
+  PERFORM coord.trim_apply();
+END
+$$;
+COMMENT ON FUNCTION trim_fold(op[]) IS 'trims what operations say; of a conversation the most';
 
 -- Folding.
 
@@ -1072,7 +1207,13 @@ DECLARE
   surfaces text[] := ARRAY(SELECT DISTINCT o.surface FROM unnest(ops) o);
 BEGIN
   IF 'conversation' = ANY (surfaces) THEN
-    INSERT INTO coord.turn SELECT t.* FROM unnest(ops) o CROSS JOIN LATERAL coord.turn_of(o) t ON CONFLICT DO NOTHING;
+    INSERT INTO coord.turn
+    SELECT t.*
+      FROM unnest(ops) o CROSS JOIN LATERAL coord.turn_of(o) t
+     WHERE NOT EXISTS (SELECT FROM coord.trimmed m
+                        WHERE (m.scope, m.surface, m.key) = (t.scope, 'conversation', t.conversation_id)
+                          AND (t.hlc, t.op_id) < (m.hlc, m.op_id))
+    ON CONFLICT DO NOTHING;
     INSERT INTO coord.conversation (scope, conversation_id)
     SELECT k.scope, k.key
       FROM (SELECT DISTINCT o.scope, coord.op_key(o.surface, o.payload) AS key
@@ -1087,11 +1228,24 @@ BEGIN
        FROM unnest(ops) o CROSS JOIN LATERAL coord.intent_of(o) i
       ORDER BY i.agent, i.run_id, i.scope;
   END IF;
-  IF NOT surfaces <@ '{conversation,routing,intent}' THEN
+  IF 'retention' = ANY (surfaces) THEN
+    PERFORM coord.trim_fold(ops);
+  END IF;
+  IF 'checkpoint' = ANY (surfaces) THEN
+    INSERT INTO coord.checkpoint AS k
+    SELECT DISTINCT ON (c.origin) c.*
+      FROM unnest(ops) o CROSS JOIN LATERAL coord.checkpoint_of(o) c
+     ORDER BY c.origin, c.hlc DESC, c.op_id DESC
+    ON CONFLICT ON CONSTRAINT checkpoint_pkey DO UPDATE
+       SET frontier = excluded.frontier, state_hash = excluded.state_hash, hlc = excluded.hlc, op_id = excluded.op_id
+     WHERE (excluded.hlc, excluded.op_id) > (k.hlc, k.op_id);
+  END IF;
+  IF NOT surfaces <@ '{conversation,routing,intent,retention,checkpoint}' THEN
     -- In the order of keys: whoever folds several takes row locks in that order.
     INSERT INTO coord.record AS r
     SELECT DISTINCT ON (f.scope, f.surface, f.key) f.*
       FROM unnest(ops) o CROSS JOIN LATERAL coord.record_of(o) f
+     WHERE NOT EXISTS (SELECT FROM coord.trimmed m WHERE (m.scope, m.surface, m.key) = (f.scope, f.surface, f.key))
      ORDER BY f.scope, f.surface, f.key, coord.record_rank(f.surface, f.hlc, f.op_id)
     ON CONFLICT ON CONSTRAINT record_pkey DO UPDATE
        SET payload = excluded.payload, hlc = excluded.hlc, op_id = excluded.op_id, origin = excluded.origin
@@ -1239,8 +1393,17 @@ COMMENT ON FUNCTION fold_digest_compact(bigint) IS 'replaces so many parts of th
 
 -- What the log says that the fold should be.
 
+CREATE VIEW trimmed_by_log AS
+  SELECT DISTINCT ON (m.scope, m.surface, m.key) m.*
+    FROM coord.op o CROSS JOIN LATERAL coord.trimmed_of(o) m
+   ORDER BY m.scope, m.surface, m.key, m.hlc DESC, m.op_id DESC, m.trimmed_by DESC;
+COMMENT ON VIEW trimmed_by_log IS 'coord.trimmed, folded anew';
+
 CREATE VIEW turn_by_log AS
-  SELECT t.* FROM coord.op o CROSS JOIN LATERAL coord.turn_of(o) t;
+  SELECT t.*
+    FROM coord.op o CROSS JOIN LATERAL coord.turn_of(o) t
+    LEFT JOIN coord.trimmed m ON (m.scope, m.surface, m.key) = (t.scope, 'conversation', t.conversation_id)
+   WHERE m.hlc IS NULL OR (t.hlc, t.op_id) >= (m.hlc, m.op_id);
 COMMENT ON VIEW turn_by_log IS 'coord.turn, folded anew';
 
 CREATE VIEW observation_by_log AS
@@ -1250,6 +1413,7 @@ COMMENT ON VIEW observation_by_log IS 'coord.observation, folded anew';
 CREATE VIEW record_by_log AS
   SELECT DISTINCT ON (f.scope, f.surface, f.key) f.*
     FROM coord.op o CROSS JOIN LATERAL coord.record_of(o) f
+   WHERE NOT EXISTS (SELECT FROM coord.trimmed m WHERE (m.scope, m.surface, m.key) = (f.scope, f.surface, f.key))
    ORDER BY f.scope, f.surface, f.key, coord.record_rank(f.surface, f.hlc, f.op_id);
 COMMENT ON VIEW record_by_log IS 'coord.record, folded anew';
 
@@ -1269,6 +1433,21 @@ DECLARE
   differing bigint := 0;
   part bigint;
 BEGIN
+  WITH wrong AS MATERIALIZED (
+    SELECT scope, surface, key, m.trimmed_by AS found, l AS due
+      FROM coord.trimmed m FULL JOIN coord.trimmed_by_log l USING (scope, surface, key)
+     WHERE (m.hlc, m.op_id, m.trimmed_by) IS DISTINCT FROM (l.hlc, l.op_id, l.trimmed_by)
+  ), removed AS (
+    DELETE FROM coord.trimmed m USING wrong w
+     WHERE (m.scope, m.surface, m.key, m.trimmed_by) = (w.scope, w.surface, w.key, w.found)
+    RETURNING 1
+  ), put AS (
+    INSERT INTO coord.trimmed SELECT (w.due).* FROM wrong w, (SELECT count(*) FROM removed) r WHERE (w.due).op_id IS NOT NULL
+    ON CONFLICT DO NOTHING
+  )
+  SELECT count(*) INTO part FROM wrong;
+  differing := differing + part;
+
   WITH wrong AS MATERIALIZED (
     SELECT conversation_id, hlc, op_id, l AS due
       FROM coord.turn t FULL JOIN coord.turn_by_log l USING (conversation_id, hlc, op_id)
@@ -1337,11 +1516,12 @@ $$;
 COMMENT ON FUNCTION op_refold() IS 'folds the whole log again, and puts right what differs; returns how many rows that were';
 
 REVOKE ALL ON FUNCTION turn_time(text), turn_of(op), observation_of(op), record_of(op), intent_of(op), record_rank(text, hlc, text),
+  trims_are_whole(text), checkpoint_is_whole(text), trimmed_of(op), checkpoint_of(op), trim_apply(), trim_settle(), trim_fold(op[]),
   op_fold(op[]), op_fold_applied(op), op_fold(), fold_retry(), fold_row_digest(text, text), fold_digest(), state_hash(), fold_digest_compact(bigint),
   op_refold() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION state_hash() TO coord_agent, coord_monitor;
 GRANT SELECT ON turn, conversation, observation, record, fold_digest TO coord_agent, coord_monitor;
-GRANT SELECT ON fold_waiting TO coord_monitor;
+GRANT SELECT ON fold_waiting, trimmed, checkpoint, op_base TO coord_monitor;
 
 CREATE FUNCTION turn_role(role text) RETURNS text
   LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'turn_role_wrapper';
@@ -2189,7 +2369,8 @@ CREATE FUNCTION op_frontier_capped(frontier vclock) RETURNS vclock
 COMMENT ON FUNCTION op_frontier_capped(vclock) IS 'of each origin only what lies below the first operation that is not admitted yet';
 
 -- Which operations are held completely: for each origin a number of a transaction there, below which all have
--- ended. One's own number stands still while the log does, so that a quiet mesh has nothing to say.
+-- ended. One's own number stands still while the log does, so that a quiet mesh has nothing to say; and does not fall
+-- when the last operation is left out.
 CREATE FUNCTION op_frontier_of(actor text, horizon bigint) RETURNS vclock
   LANGUAGE sql STABLE STRICT
   SET search_path = pg_catalog, coord, pg_temp
@@ -2199,8 +2380,9 @@ CREATE FUNCTION op_frontier_of(actor text, horizon bigint) RETURNS vclock
                       UNION ALL
                       SELECT jsonb_build_object(s.actor, s.horizon)::coord.vclock
                         FROM coord.stream_source s WHERE s.stream = 'op' AND s.is_covered AND s.horizon > 0) h), '{}')
-    OPERATOR(coord.||) jsonb_build_object(actor, coalesce(
-      (SELECT least(o.local_xid::text::bigint + 1, horizon) FROM coord.op o ORDER BY o.local_xid DESC LIMIT 1), 0))::coord.vclock);
+    OPERATOR(coord.||) jsonb_build_object(actor, greatest(0,
+      (SELECT least(o.local_xid::text::bigint + 1, horizon) FROM coord.op o ORDER BY o.local_xid DESC LIMIT 1),
+      (SELECT coord.vclock_get(b.frontier, actor) FROM coord.op_base b)))::coord.vclock);
 COMMENT ON FUNCTION op_frontier_of(text, bigint) IS 'operations that this node holds completely, at a snapshot with this horizon';
 
 CREATE FUNCTION frontier() RETURNS vclock
@@ -2251,6 +2433,503 @@ REVOKE ALL ON FUNCTION report_body(lease_report), report_body(op), op_insert(jso
 GRANT EXECUTE ON FUNCTION frontier(), stable_frontier() TO coord_agent, coord_monitor;
 GRANT SELECT ON report_cursor TO coord_monitor;
 
+CREATE VIEW op_range AS
+  SELECT c.oid AS partition, c.relname::text AS name, b.bound[1]::bigint AS from_seq, b.bound[2]::bigint AS to_seq
+    FROM pg_catalog.pg_inherits i
+    JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid
+   CROSS JOIN LATERAL regexp_match(pg_catalog.pg_get_expr(c.relpartbound, c.oid), $$FROM \('(\d+)'\) TO \('(\d+)'\)$$) AS b(bound)
+   WHERE i.inhparent = 'coord.op'::pg_catalog.regclass AND b.bound IS NOT NULL;
+COMMENT ON VIEW op_range IS 'partitions of the log but the default one, and the numbers that they are for';
+
+CREATE TABLE op_compaction (
+  from_seq bigint PRIMARY KEY,
+  looked_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+  replacement text COLLATE "C",
+  copied pg_snapshot,
+  dropped bigint NOT NULL DEFAULT 0
+);
+COMMENT ON TABLE op_compaction IS 'partitions of the log that were looked at for what can go; never dumped';
+COMMENT ON COLUMN op_compaction.replacement IS 'table with what stays of the partition, to be put in its place';
+COMMENT ON COLUMN op_compaction.copied IS 'what this snapshot sees was copied, or left out';
+COMMENT ON COLUMN op_compaction.dropped IS 'operations left out so far';
+
+-- Waiting would keep others waiting behind it.
+CREATE FUNCTION op_partition_patience() RETURNS text
+  LANGUAGE sql VOLATILE
+  RETURN set_config('lock_timeout', '50ms', true);
+COMMENT ON FUNCTION op_partition_patience() IS 'how long a change of the partitions waits for a lock';
+
+CREATE FUNCTION op_partition_create(name text, from_seq bigint, to_seq bigint) RETURNS void
+  LANGUAGE plpgsql VOLATILE STRICT
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+BEGIN
+  EXECUTE format('CREATE TABLE coord.%I (LIKE coord.op INCLUDING DEFAULTS INCLUDING CONSTRAINTS INCLUDING INDEXES, '
+                 'CONSTRAINT op_partition_range CHECK (seq >= %s AND seq < %s))', name, from_seq, to_seq);
+  -- What belongs to the extension goes with it, and a dump leaves it to coord.op_dumped.
+  EXECUTE format('ALTER EXTENSION pg_test ADD TABLE coord.%I', name);
+END
+$$;
+COMMENT ON FUNCTION op_partition_create(text, bigint, bigint) IS 'makes a table that can become a partition without being read';
+
+CREATE FUNCTION op_partition_attach(name text, from_seq bigint, to_seq bigint) RETURNS void
+  LANGUAGE plpgsql VOLATILE STRICT
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+BEGIN
+  EXECUTE format('ALTER TABLE coord.op ATTACH PARTITION coord.%I FOR VALUES FROM (%s) TO (%s)', name, from_seq, to_seq);
+END
+$$;
+COMMENT ON FUNCTION op_partition_attach(text, bigint, bigint) IS 'makes a table a partition';
+
+CREATE FUNCTION op_partition_drop(name text) RETURNS void
+  LANGUAGE plpgsql VOLATILE STRICT
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+BEGIN
+  EXECUTE format('ALTER EXTENSION pg_test DROP TABLE coord.%I', name);
+  EXECUTE format('DROP TABLE coord.%I', name);
+END
+$$;
+COMMENT ON FUNCTION op_partition_drop(text) IS 'removes a table that is no partition any more, or not yet';
+
+CREATE FUNCTION op_partition_add(seq bigint) RETURNS text
+  LANGUAGE plpgsql VOLATILE STRICT
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+DECLARE
+  size bigint := current_setting('coord.op_partition_size')::bigint;
+  first bigint := greatest(seq / size * size, (SELECT max(r.to_seq) FROM coord.op_range r WHERE r.to_seq <= seq));
+  beyond bigint := least(seq / size * size + size, (SELECT min(r.from_seq) FROM coord.op_range r WHERE r.from_seq > seq));
+  added text := 'op_' || first;
+BEGIN
+  PERFORM coord.op_partition_patience();
+  -- An INSERT that has chosen the default partition would fail when that is for this number no more.
+  LOCK TABLE ONLY coord.op IN SHARE ROW EXCLUSIVE MODE;
+  PERFORM coord.op_partition_create(added, first, beyond);
+  -- The log is append-only, but this moves what is in it.
+  ALTER TABLE coord.op_default DISABLE TRIGGER op_keep;
+  EXECUTE format('WITH moved AS (DELETE FROM coord.op_default o WHERE o.seq >= %s AND o.seq < %s RETURNING o.*) '
+                 'INSERT INTO coord.%I SELECT * FROM moved', first, beyond, added);
+  ALTER TABLE coord.op_default ENABLE ALWAYS TRIGGER op_keep;
+  PERFORM coord.op_partition_attach(added, first, beyond);
+  INSERT INTO coord.op_compaction AS c (from_seq) VALUES (first)
+  ON CONFLICT ON CONSTRAINT op_compaction_pkey DO UPDATE SET looked_at = DEFAULT;
+  RETURN added;
+END
+$$;
+COMMENT ON FUNCTION op_partition_add(bigint) IS 'makes the partition that a number belongs to, with what the default one has of it; returns its name';
+
+-- What comes before its partition is there goes to the default one. So the next one is made when one is half full.
+-- No life has numbers as high as those that are passed over.
+CREATE FUNCTION op_partition_wanted() RETURNS bigint
+  LANGUAGE sql STABLE
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+  SELECT coalesce(
+    (SELECT d.seq FROM coord.op_default d WHERE d.seq < 1::bigint << 62 LIMIT 1),
+    (SELECT r.to_seq
+       FROM coord.op_range r
+      WHERE NOT EXISTS (SELECT FROM coord.op_range n WHERE n.from_seq = r.to_seq)
+        AND EXISTS (SELECT FROM coord.vclock_entries(coord.frontier()) e
+                     WHERE EXISTS (SELECT FROM coord.op o
+                                    WHERE o.origin = e.actor AND o.seq >= (r.from_seq + r.to_seq) / 2 AND o.seq < r.to_seq))
+      LIMIT 1))
+$$;
+COMMENT ON FUNCTION op_partition_wanted() IS 'a number whose partition is to be made; NULL when none is missing';
+
+CREATE FUNCTION op_partition_tend() RETURNS boolean
+  LANGUAGE plpgsql VOLATILE
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+DECLARE
+  wanted bigint := coord.op_partition_wanted();
+  patience text := current_setting('lock_timeout');
+BEGIN
+  IF wanted IS NOT NULL THEN
+    PERFORM coord.op_partition_add(wanted);
+    PERFORM set_config('lock_timeout', patience, true);
+  END IF;
+  RETURN true;
+EXCEPTION WHEN lock_not_available THEN
+  RETURN false;
+END
+$$;
+COMMENT ON FUNCTION op_partition_tend() IS 'makes a partition if one is missing; returns false when a transaction is in the way';
+
+-- Checkpoints.
+
+CREATE FUNCTION op_base_move(frontier vclock, state_hash text) RETURNS void
+  LANGUAGE sql VOLATILE STRICT
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+  DELETE FROM coord.op_base;
+  INSERT INTO coord.op_base (frontier, state_hash) VALUES (frontier, state_hash)
+$$;
+COMMENT ON FUNCTION op_base_move(vclock, text) IS 'makes a checkpoint the one that the log stands on';
+
+-- Checkpoints of others were stable when they were made, and what lies below them may have come from who keeps no
+-- more of it than that.
+CREATE FUNCTION checkpoint_frontier() RETURNS vclock
+  LANGUAGE sql STABLE
+  SET search_path = pg_catalog, coord, pg_temp
+  RETURN (SELECT coord.vclock_merge_agg(f.frontier)
+            FROM (SELECT coord.stable_frontier() AS frontier
+                  UNION ALL
+                  SELECT b.frontier FROM coord.op_base b
+                  UNION ALL
+                  SELECT c.frontier FROM coord.checkpoint c) f
+          HAVING coord.vclock_merge_agg(f.frontier) OPERATOR(coord.<@) coord.frontier());
+COMMENT ON FUNCTION checkpoint_frontier() IS 'where a checkpoint can be made; NULL when this node lacks something below';
+
+CREATE FUNCTION state_hash_at(frontier vclock) RETURNS text
+  LANGUAGE sql STABLE STRICT
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+  WITH below AS NOT MATERIALIZED (
+    SELECT o.* FROM coord.op o JOIN coord.vclock_entries(frontier) e ON e.actor = o.origin AND o.xid < e.counter::text::xid8
+  ), trim AS MATERIALIZED (
+    SELECT DISTINCT ON (m.scope, m.surface, m.key) m.*
+      FROM below o CROSS JOIN LATERAL coord.trimmed_of(o::coord.op) m
+     WHERE o.surface = 'retention'
+     ORDER BY m.scope, m.surface, m.key, m.hlc DESC, m.op_id DESC
+  ), folded AS (
+    SELECT 'turn' AS "table", o.op_id
+      FROM below o
+      LEFT JOIN trim m ON (m.scope, m.surface, m.key) = (o.scope, 'conversation', coord.op_key(o.surface, o.payload))
+     WHERE o.surface = 'conversation' AND (m.hlc IS NULL OR (o.hlc, o.op_id) >= (m.hlc, m.op_id))
+    UNION ALL
+    SELECT 'observation', o.op_id FROM below o WHERE o.surface = 'routing'
+    UNION ALL
+    SELECT 'record', r.op_id
+      FROM (SELECT DISTINCT ON (f.scope, f.surface, f.key) f.scope, f.surface, f.key, f.op_id
+              FROM below o CROSS JOIN LATERAL coord.record_of(o::coord.op) f
+             ORDER BY f.scope, f.surface, f.key, coord.record_rank(f.surface, f.hlc, f.op_id)) r
+     WHERE NOT EXISTS (SELECT FROM trim m WHERE (m.scope, m.surface, m.key) = (r.scope, r.surface, r.key))
+    UNION ALL
+    SELECT 'intent', i.op_id
+      FROM (SELECT DISTINCT ON (n.agent, n.run_id, n.scope) n.op_id
+              FROM below o CROSS JOIN LATERAL coord.intent_of(o::coord.op) n
+             WHERE o.surface = 'intent'
+             ORDER BY n.agent, n.run_id, n.scope, coord.intent_rank(n.status, n.epoch, n.hlc, n.op_id)) i
+  )
+  SELECT encode(coalesce(coord.digest_sum(coord.fold_row_digest(f."table", f.op_id)), decode(repeat('00', 32), 'hex')), 'hex')
+    FROM folded f
+$$;
+COMMENT ON FUNCTION state_hash_at(vclock) IS 'digest of what the operations below a frontier fold into; reads the log';
+
+CREATE FUNCTION op_append_own(scope text, surface text, payload jsonb) RETURNS void
+  LANGUAGE c VOLATILE STRICT
+  SET search_path = pg_catalog, coord, pg_temp
+  AS 'MODULE_PATHNAME', 'op_append_own_wrapper';
+COMMENT ON FUNCTION op_append_own(text, text, jsonb) IS 'appends what this node says to the others of the log itself';
+
+-- Trimming by rules.
+
+CREATE TABLE retention_rule (
+  surface text COLLATE "C" PRIMARY KEY CHECK (surface IN ('conversation', 'run', 'trajectory')),
+  keep_last bigint CHECK (keep_last > 0),
+  keep_for interval CHECK (keep_for > '0'),
+  CONSTRAINT retention_rule_is_possible CHECK (
+    CASE surface WHEN 'conversation' THEN keep_for IS NULL WHEN 'trajectory' THEN keep_last IS NULL ELSE true END
+    AND num_nonnulls(keep_last, keep_for) > 0)
+);
+COMMENT ON TABLE retention_rule IS 'what a checkpoint made on this node trims, on all nodes';
+COMMENT ON COLUMN retention_rule.keep_last IS 'so many turns of each conversation, or runs of each scope, stay';
+COMMENT ON COLUMN retention_rule.keep_for IS 'runs and trajectories stay for so long; counted back from the latest operation of the checkpoint';
+SELECT pg_catalog.pg_extension_config_dump('retention_rule', '');
+
+CREATE FUNCTION op_is_below(frontier vclock, op_id text) RETURNS boolean
+  LANGUAGE sql STABLE STRICT
+  SET search_path = pg_catalog, coord, pg_temp
+  RETURN EXISTS (SELECT FROM coord.op o WHERE o.op_id = op_is_below.op_id
+                    AND o.xid < coord.vclock_get(frontier, o.origin)::text::xid8);
+COMMENT ON FUNCTION op_is_below(vclock, text) IS 'whether an operation of this name lies below a frontier';
+
+-- Of a conversation, the oldest turn that stays, where an older one is there.
+CREATE FUNCTION trim_of_conversations(frontier vclock, keep_last bigint) RETURNS SETOF trimmed
+  LANGUAGE sql STABLE STRICT
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+  SELECT c.scope, 'conversation', c.conversation_id, f.hlc, f.op_id, '', NULL::xid8, false
+    FROM (SELECT DISTINCT k.scope, k.conversation_id FROM coord.conversation k) c
+   CROSS JOIN LATERAL (SELECT t.hlc, t.op_id
+                         FROM coord.turn t
+                        WHERE (t.conversation_id, t.scope) = (c.conversation_id, c.scope) AND coord.op_is_below(frontier, t.op_id)
+                        ORDER BY t.hlc DESC, t.op_id DESC OFFSET keep_last - 1 LIMIT 1) f
+   WHERE EXISTS (SELECT FROM coord.turn t
+                  WHERE (t.conversation_id, t.scope) = (c.conversation_id, c.scope) AND (t.hlc, t.op_id) < (f.hlc, f.op_id))
+$$;
+COMMENT ON FUNCTION trim_of_conversations(vclock, bigint) IS 'what of conversations is to be trimmed, of what lies below a frontier';
+
+CREATE FUNCTION trim_of_records(frontier vclock, surface text, keep_last bigint, keep_for interval) RETURNS SETOF trimmed
+  LANGUAGE sql STABLE
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+  WITH latest AS MATERIALIZED (
+    SELECT coord.hlc_time(max(o.hlc)) AS at
+      FROM coord.op o JOIN coord.vclock_entries(frontier) e ON e.actor = o.origin AND o.xid < e.counter::text::xid8
+     WHERE keep_for IS NOT NULL
+  )
+  SELECT r.scope, r.surface, r.key, r.hlc, r.op_id, '', NULL::xid8, false
+    FROM (SELECT k.*, row_number() OVER (PARTITION BY k.scope ORDER BY k.hlc DESC, k.op_id DESC) AS place
+            FROM coord.record k
+           WHERE k.surface = $2 AND coord.op_is_below(frontier, k.op_id)) r, latest l
+   WHERE r.place > keep_last OR coord.hlc_time(r.hlc) < l.at - keep_for
+$$;
+COMMENT ON FUNCTION trim_of_records(vclock, text, bigint, interval) IS 'what of runs or trajectories is to be trimmed, of what lies below a frontier';
+
+-- Five hundred keys of the largest size fit into an operation.
+CREATE FUNCTION trim_append(frontier vclock) RETURNS void
+  LANGUAGE sql VOLATILE STRICT
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+  SELECT coord.op_append_own(p.scope, 'retention', jsonb_build_object('trims', p.trims))
+    FROM (SELECT d.scope, jsonb_agg(jsonb_build_object('surface', d.surface, 'key', d.key, 'hlc', d.hlc, 'op_id', d.op_id)) AS trims
+            FROM (SELECT m.*, row_number() OVER (PARTITION BY m.scope ORDER BY m.surface, m.key) / 500 AS part
+                    FROM (SELECT t.* FROM coord.retention_rule r CROSS JOIN LATERAL coord.trim_of_conversations(frontier, r.keep_last) t
+                           WHERE r.surface = 'conversation'
+                          UNION ALL
+                          SELECT t.* FROM coord.retention_rule r
+                           CROSS JOIN LATERAL coord.trim_of_records(frontier, r.surface, r.keep_last, r.keep_for) t
+                           WHERE r.surface <> 'conversation') m) d
+           GROUP BY d.scope, d.part
+           ORDER BY d.scope, d.part) p
+$$;
+COMMENT ON FUNCTION trim_append(vclock) IS 'appends what the rules trim of what lies below a frontier';
+
+CREATE FUNCTION checkpoint() RETURNS jsonb
+  LANGUAGE plpgsql VOLATILE
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+DECLARE
+  reached coord.vclock;
+  hash text;
+BEGIN
+  PERFORM coord.stream_gate();
+  LOCK TABLE coord.op_base IN SHARE ROW EXCLUSIVE MODE;
+  reached := coord.checkpoint_frontier();
+  IF reached IS NULL OR reached = '{}' THEN
+    RETURN '{"published": false}';
+  END IF;
+  hash := coord.state_hash_at(reached);
+  -- The state only ever moves on: the same hash says that nothing has.
+  IF NOT EXISTS (SELECT FROM coord.checkpoint c WHERE c.state_hash = hash) THEN
+    PERFORM coord.op_append_own('personal', 'checkpoint', jsonb_build_object('frontier', reached::jsonb, 'state_hash', hash));
+  END IF;
+  PERFORM coord.op_base_move(reached, hash);
+  PERFORM coord.trim_append(reached);
+  RETURN jsonb_build_object('published', true, 'checkpoint_hash', hash);
+END
+$$;
+COMMENT ON FUNCTION checkpoint() IS 'folds what every voter holds, tells the others its hash, and trims by coord.retention_rule';
+
+CREATE FUNCTION checkpoint_mismatch(origin text, expected text, found text) RETURNS jsonb
+  LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'checkpoint_mismatch_wrapper';
+COMMENT ON FUNCTION checkpoint_mismatch(text, text, text) IS 'raises XX001: what this node holds folds into something else';
+
+CREATE FUNCTION checkpoint_take() RETURNS jsonb
+  LANGUAGE plpgsql VOLATILE
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+DECLARE
+  best coord.checkpoint;
+  found text;
+BEGIN
+  LOCK TABLE coord.op_base IN SHARE ROW EXCLUSIVE MODE;
+  SELECT c.* INTO best
+    FROM coord.checkpoint c
+   WHERE c.frontier OPERATOR(coord.<@) coord.frontier()
+     AND NOT EXISTS (SELECT FROM coord.op_base b WHERE NOT b.frontier OPERATOR(coord.<@) c.frontier OR b.frontier = c.frontier)
+   ORDER BY c.hlc DESC, c.op_id DESC
+   LIMIT 1;
+  IF best.op_id IS NULL THEN
+    RETURN jsonb_build_object('rebased', false, 'base_checkpoint', (SELECT b.state_hash FROM coord.op_base b));
+  END IF;
+  found := coord.state_hash_at(best.frontier);
+  IF found <> best.state_hash THEN
+    RETURN coord.checkpoint_mismatch(best.origin, best.state_hash, found);
+  END IF;
+  PERFORM coord.op_base_move(best.frontier, best.state_hash);
+  RETURN jsonb_build_object('rebased', true, 'base_checkpoint', best.state_hash);
+END
+$$;
+COMMENT ON FUNCTION checkpoint_take() IS 'makes the latest checkpoint of a peer that this node holds everything of the one that its log stands on';
+
+CREATE FUNCTION rebase() RETURNS jsonb
+  LANGUAGE c VOLATILE
+  SET search_path = pg_catalog, coord, pg_temp
+  AS 'MODULE_PATHNAME', 'rebase_wrapper';
+COMMENT ON FUNCTION rebase() IS 'takes what this node lacks from its peers now, and then their latest checkpoint: rebased, base_checkpoint';
+
+-- Leaving out.
+
+-- Whatever is not known to be needless stays. What keeps an operation out of the fold must itself lie below the
+-- base: only then it keeps it out of every state that a checkpoint will yet be made of.
+CREATE FUNCTION op_is_needless(op op, base vclock) RETURNS boolean
+  LANGUAGE sql STABLE
+  SET search_path = pg_catalog, coord, pg_temp
+  RETURN CASE
+    WHEN op.xid >= coord.vclock_get(base, op.origin)::text::xid8 THEN false
+    WHEN EXISTS (SELECT FROM coord.fold_waiting w WHERE (w.origin, w.seq) = (op.origin, op.seq)) THEN false
+    ELSE CASE op.surface
+      WHEN 'routing' THEN false
+      WHEN 'conversation' THEN EXISTS (
+        SELECT FROM coord.trimmed m
+         WHERE (m.scope, m.surface, m.key) = (op.scope, 'conversation', coord.op_key(op.surface, op.payload))
+           AND (op.hlc, op.op_id) < (m.hlc, m.op_id) AND coord.op_is_below(base, m.trimmed_by))
+      WHEN 'intent' THEN EXISTS (
+        SELECT FROM coord.intent_of(op) n JOIN coord.intent i ON (i.agent, i.run_id, i.scope) = (n.agent, n.run_id, n.scope)
+         WHERE i.op_id <> op.op_id AND coord.op_is_below(base, i.op_id))
+      WHEN 'retention' THEN NOT EXISTS (
+        SELECT FROM coord.trimmed_of(op) t JOIN coord.trimmed m ON (m.scope, m.surface, m.key) = (t.scope, t.surface, t.key)
+         WHERE m.trimmed_by = op.op_id OR NOT coord.op_is_below(base, m.trimmed_by))
+      WHEN 'checkpoint' THEN EXISTS (
+        SELECT FROM coord.checkpoint c WHERE c.origin = op.origin AND c.op_id <> op.op_id AND coord.op_is_below(base, c.op_id))
+      ELSE EXISTS (
+        SELECT FROM coord.record r
+         WHERE (r.scope, r.surface, r.key) = (op.scope, op.surface, coord.op_key(op.surface, op.payload))
+           AND r.op_id <> op.op_id AND coord.op_is_below(base, r.op_id))
+        OR EXISTS (
+        SELECT FROM coord.trimmed m
+         WHERE (m.scope, m.surface, m.key) = (op.scope, op.surface, coord.op_key(op.surface, op.payload))
+           AND coord.op_is_below(base, m.trimmed_by)) END END;
+COMMENT ON FUNCTION op_is_needless(op, vclock) IS 'whether the fold of what lies below a base, and whatever comes, is the same without an operation';
+
+CREATE FUNCTION op_retention_limit() RETURNS timestamptz
+  LANGUAGE sql VOLATILE
+  SET search_path = pg_catalog, coord, pg_temp
+  RETURN CASE WHEN current_setting('coord.op_retention') = '-1' THEN '-infinity'
+              ELSE clock_timestamp() - current_setting('coord.op_retention')::interval END;
+COMMENT ON FUNCTION op_retention_limit() IS 'what was recorded before need not stay';
+
+CREATE FUNCTION op_compaction_begin(from_seq bigint) RETURNS bigint
+  LANGUAGE plpgsql VOLATILE STRICT
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+DECLARE
+  range coord.op_range;
+  base coord.vclock;
+  oldest timestamptz := coord.op_retention_limit();
+  replacement text := format('op_%s_without', from_seq);
+  total bigint;
+  needless bigint;
+BEGIN
+  SELECT r.* INTO STRICT range FROM coord.op_range r WHERE r.from_seq = $1;
+  SELECT b.frontier INTO base FROM coord.op_base b;
+  EXECUTE format('SELECT count(*), count(*) FILTER (WHERE o.recorded_at < $1 AND coord.op_is_needless(o::coord.op, $2)) FROM coord.%I o', range.name)
+     INTO total, needless USING oldest, coalesce(base, '{}');
+  UPDATE coord.op_compaction c SET looked_at = DEFAULT WHERE c.from_seq = $1;
+  -- Where little can go, copying the rest is not worth it.
+  IF needless = 0 OR needless * 4 < total THEN
+    RETURN 0;
+  END IF;
+  PERFORM coord.op_partition_create(replacement, range.from_seq, range.to_seq);
+  EXECUTE format('WITH kept AS (INSERT INTO coord.%I SELECT o.* FROM coord.%I o '
+                 'WHERE NOT (o.recorded_at < $1 AND coord.op_is_needless(o::coord.op, $2)) RETURNING 1) '
+                 'UPDATE coord.op_compaction c SET replacement = $3, copied = pg_current_snapshot(), '
+                 'dropped = c.dropped + (SELECT count(*) FROM coord.%I) - (SELECT count(*) FROM kept) WHERE c.from_seq = $4',
+                 replacement, range.name, range.name)
+    USING oldest, base, replacement, from_seq;
+  RETURN needless;
+END
+$$;
+COMMENT ON FUNCTION op_compaction_begin(bigint) IS 'copies what stays of a partition, unless most does; returns how many operations can go';
+
+CREATE FUNCTION op_compaction_end(from_seq bigint) RETURNS void
+  LANGUAGE plpgsql VOLATILE STRICT
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+DECLARE
+  range coord.op_range;
+  compaction coord.op_compaction;
+  is_empty boolean;
+BEGIN
+  PERFORM coord.op_partition_patience();
+  -- Whoever appends has the log locked until the transaction ends; then no partition changes any more.
+  LOCK TABLE ONLY coord.op IN ACCESS EXCLUSIVE MODE;
+  SELECT r.* INTO STRICT range FROM coord.op_range r WHERE r.from_seq = $1;
+  SELECT c.* INTO STRICT compaction FROM coord.op_compaction c WHERE c.from_seq = $1 AND c.replacement IS NOT NULL;
+  -- A snapshot does not list its own transaction, whose rows were copied too.
+  EXECUTE format('INSERT INTO coord.%I SELECT o.* FROM coord.%I o '
+                 'WHERE o.local_xid >= pg_snapshot_xmin($1) AND NOT pg_visible_in_snapshot(o.local_xid, $1) ON CONFLICT DO NOTHING',
+                 compaction.replacement, range.name) USING compaction.copied;
+  EXECUTE format('ALTER TABLE coord.op DETACH PARTITION coord.%I', range.name);
+  PERFORM coord.op_partition_drop(range.name);
+  EXECUTE format('SELECT NOT EXISTS (SELECT FROM coord.%I)', compaction.replacement) INTO is_empty;
+  IF is_empty THEN
+    PERFORM coord.op_partition_drop(compaction.replacement);
+  ELSE
+    EXECUTE format('ALTER TABLE coord.%I RENAME TO %I', compaction.replacement, range.name);
+    PERFORM coord.op_partition_attach(range.name, range.from_seq, range.to_seq);
+  END IF;
+  UPDATE coord.op_compaction c SET replacement = NULL, copied = NULL WHERE c.from_seq = $1;
+END
+$$;
+COMMENT ON FUNCTION op_compaction_end(bigint) IS 'puts what stays of a partition in its place';
+
+CREATE VIEW op_compaction_due AS
+  SELECT r.from_seq
+    FROM coord.op_range r
+    JOIN coord.op_compaction c USING (from_seq)
+   WHERE c.replacement IS NULL AND c.looked_at < least(coord.op_retention_limit(), clock_timestamp() - interval '1 min');
+COMMENT ON VIEW op_compaction_due IS 'partitions that are to be looked at for what can go';
+
+-- Rules trim by the hour.
+CREATE FUNCTION checkpoint_is_due() RETURNS boolean
+  LANGUAGE sql VOLATILE
+  SET search_path = pg_catalog, coord, pg_temp
+  RETURN EXISTS (SELECT FROM coord.op_compaction_due)
+      OR (EXISTS (SELECT FROM coord.retention_rule)
+          AND NOT EXISTS (SELECT FROM coord.op_base b
+                           WHERE b.since > clock_timestamp() - interval '1 h' OR b.frontier = coord.checkpoint_frontier()));
+COMMENT ON FUNCTION checkpoint_is_due() IS 'whether a checkpoint is to be made for what it lets go';
+
+CREATE FUNCTION retention_is_due() RETURNS boolean
+  LANGUAGE sql VOLATILE
+  SET search_path = pg_catalog, coord, pg_temp
+  RETURN EXISTS (SELECT FROM coord.op_compaction c WHERE c.replacement IS NOT NULL) OR coord.checkpoint_is_due();
+COMMENT ON FUNCTION retention_is_due() IS 'whether there is something to be left out of the log';
+
+CREATE FUNCTION op_compact() RETURNS bigint
+  LANGUAGE plpgsql VOLATILE
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+DECLARE
+  part bigint;
+  needless bigint := 0;
+BEGIN
+  FOR part IN SELECT r.from_seq FROM coord.op_range r JOIN coord.op_compaction c USING (from_seq) WHERE c.replacement IS NULL ORDER BY 1 LOOP
+    needless := needless + coord.op_compaction_begin(part);
+  END LOOP;
+  FOR part IN SELECT c.from_seq FROM coord.op_compaction c WHERE c.replacement IS NOT NULL ORDER BY 1 LOOP
+    PERFORM coord.op_compaction_end(part);
+  END LOOP;
+  RETURN needless;
+END
+$$;
+COMMENT ON FUNCTION op_compact() IS 'leaves out of every partition what can go, now; returns how many operations that were';
+
+-- For administrators.
+
+CREATE VIEW op_partition AS
+  SELECT r.name AS partition, r.from_seq, r.to_seq, greatest(k.reltuples, 0)::bigint AS operations,
+         pg_catalog.pg_total_relation_size(r.partition) AS bytes, c.looked_at, coalesce(c.dropped, 0) AS dropped
+    FROM coord.op_range r
+    JOIN pg_catalog.pg_class k ON k.oid = r.partition
+    LEFT JOIN coord.op_compaction c USING (from_seq);
+COMMENT ON VIEW op_partition IS 'partitions of the operation log';
+COMMENT ON COLUMN op_partition.operations IS 'as PostgreSQL estimates';
+COMMENT ON COLUMN op_partition.dropped IS 'operations left out so far';
+
+REVOKE ALL ON FUNCTION op_partition_patience(), op_partition_create(text, bigint, bigint), op_partition_attach(text, bigint, bigint),
+  op_partition_drop(text), op_partition_add(bigint), op_partition_wanted(), op_partition_tend(), op_base_move(vclock, text), checkpoint_frontier(),
+  state_hash_at(vclock), op_append_own(text, text, jsonb), op_is_below(vclock, text), trim_of_conversations(vclock, bigint),
+  trim_of_records(vclock, text, bigint, interval), trim_append(vclock), checkpoint(), checkpoint_mismatch(text, text, text),
+  checkpoint_take(), rebase(), op_is_needless(op, vclock), op_retention_limit(), op_compaction_begin(bigint),
+  op_compaction_end(bigint), checkpoint_is_due(), retention_is_due(), op_compact() FROM PUBLIC;
+GRANT SELECT ON op_partition, op_compaction, retention_rule TO coord_monitor;
+
 CREATE FUNCTION sync_status() RETURNS jsonb
   LANGUAGE sql STABLE
   SET search_path = pg_catalog, coord, pg_temp
@@ -2259,7 +2938,7 @@ CREATE FUNCTION sync_status() RETURNS jsonb
     'state_hash', coord.state_hash(),
     'journal_frontier', coord.frontier()::jsonb,
     'stable_frontier', coord.stable_frontier()::jsonb,
-    'base_checkpoint', NULL,
+    'base_checkpoint', (SELECT b.state_hash FROM coord.op_base b),
     'roster', (SELECT jsonb_agg(jsonb_build_object('node', n.name, 'incarnation', n.incarnation, 'status', n.status) ORDER BY n.name)
                  FROM coord.node n));
 COMMENT ON FUNCTION sync_status() IS 'who this node is, what it holds, what all hold, and who all are';

@@ -8,7 +8,7 @@ CREATE FUNCTION sync_status() RETURNS jsonb
     'state_hash', coord.state_hash(),
     'journal_frontier', coord.frontier()::jsonb,
     'stable_frontier', coord.stable_frontier()::jsonb,
-    'base_checkpoint', NULL,
+    'base_checkpoint', (SELECT b.state_hash FROM coord.op_base b),
     'roster', (SELECT jsonb_agg(jsonb_build_object('node', n.name, 'incarnation', n.incarnation, 'status', n.status) ORDER BY n.name)
                  FROM coord.node n));
 COMMENT ON FUNCTION sync_status() IS 'who this node is, what it holds, what all hold, and who all are';

@@ -183,6 +183,17 @@ pub fn data_corrupted(message: impl Into<String>) -> Error {
     Error::new(SqlState::DataCorrupted, message)
 }
 
+/// What a peer has folded, and what this node makes of the same operations, are not the same.
+pub fn checkpoint_mismatch(origin: &str, expected: &str, found: &str) -> Error {
+    data_corrupted(format!(
+        "operations of this node and of \"{origin}\" fold into different states"
+    ))
+    .detail(format!(
+        "The checkpoint says {expected}, this node has {found}."
+    ))
+    .hint("Table coord.conflict may have operations that were refused on one of the two.")
+}
+
 /// A database whose text is not UTF-8.
 pub fn encoding_unsupported() -> Error {
     Error::new(

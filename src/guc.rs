@@ -42,6 +42,13 @@ pub static STREAMING: GucSetting<bool> = GucSetting::<bool>::new(true);
 /// some bytes for each stream.
 pub static HEARTBEAT_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(1_000);
 
+/// A month: what an agent did is looked into while it is remembered.
+pub static OP_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(30 * 24 * 60);
+
+/// 2 to the 20th: some hundred megabytes, which are copied in seconds; a log of a hundred million operations has a
+/// hundred partitions.
+pub static OP_PARTITION_SIZE: GucSetting<i32> = GucSetting::<i32>::new(1 << 20);
+
 /// Milliseconds by which this session takes the lease clock to be ahead; for tests.
 pub static CLOCK_OFFSET: GucSetting<i32> = GucSetting::<i32>::new(0);
 
@@ -69,6 +76,26 @@ pub fn register() {
         i32::MAX,
         GucContext::Sighup,
         GucFlags::UNIT_MIN,
+    );
+    GucRegistry::define_int_guc(
+        c"coord.op_retention",
+        c"How long operations stay in the log that the folded state does not need.",
+        c"-1 keeps them for ever.",
+        &OP_RETENTION,
+        -1,
+        i32::MAX,
+        GucContext::Suset,
+        GucFlags::UNIT_MIN,
+    );
+    GucRegistry::define_int_guc(
+        c"coord.op_partition_size",
+        c"How many numbers of the operations of a node one partition of the log is for.",
+        c"Partitions that are there keep their size.",
+        &OP_PARTITION_SIZE,
+        100,
+        1 << 30,
+        GucContext::Suset,
+        GucFlags::default(),
     );
     GucRegistry::define_int_guc(
         c"coord.clock_offset",

@@ -19,6 +19,7 @@ mod lock;
 pub mod node;
 pub mod oplog;
 mod process;
+pub mod retention;
 mod spi;
 pub mod stream;
 mod trigger;
@@ -56,7 +57,12 @@ extension_sql_file!(
     requires = ["conversation"]
 );
 extension_sql_file!("../sql/report.sql", name = "report", requires = ["stream"]);
-extension_sql_file!("../sql/sync.sql", name = "sync", requires = ["report"]);
+extension_sql_file!(
+    "../sql/retention.sql",
+    name = "retention",
+    requires = ["report"]
+);
+extension_sql_file!("../sql/sync.sql", name = "sync", requires = ["retention"]);
 extension_sql_file!("../sql/health.sql", name = "health", requires = ["sync"]);
 
 static PRELOADED: AtomicBool = AtomicBool::new(false);

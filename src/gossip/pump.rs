@@ -31,10 +31,7 @@ pub fn pump(
     mut call: impl FnMut(Message) -> Result<Message>,
 ) -> Result<Pumped> {
     let mut pumped = Pumped::default();
-    let own = replica.reports_reader(peer)?.map(Reader::without_streams);
-    let Some(own) = own.filter(|_| replica.hello().is_ok_and(|hello| hello.is_confirmed)) else {
-        return Err(error::life_unknown(is_preloaded()));
-    };
+    let own = reader(replica, peer)?;
     let mut answer = ask(replica, peer, &own, None, &mut call)?;
     for _ in 0..MAX_STEPS {
         let Some(batch) = give(replica, peer, &answer)? else {
@@ -58,6 +55,36 @@ pub fn pump(
     }
     pumped.folded = receive_reports(replica, &answer)?;
     Ok(pumped)
+}
+
+/// Takes everything that the peer holds and this node lacks; returns how many operations were new. What this
+/// node holds is told as of before, because all that it takes may yet be rolled back.
+pub fn pull(
+    replica: &mut dyn Replica,
+    peer: &str,
+    mut call: impl FnMut(Message) -> Result<Message>,
+) -> Result<u64> {
+    let held = reader(replica, peer)?.frontier;
+    let mut folded = 0;
+    loop {
+        let own = Reader {
+            frontier: held.clone(),
+            ..reader(replica, peer)?
+        };
+        let answer = ask(replica, peer, &own, None, &mut call)?;
+        folded += receive_reports(replica, &answer)?;
+        let batch = answer.reports.and_then(|reports| reports.batch);
+        if !batch.is_some_and(|batch| batch.is_cut_off()) {
+            return Ok(folded);
+        }
+    }
+}
+
+/// This node as a reader of the peer's operations, by gossip alone.
+fn reader(replica: &mut dyn Replica, peer: &str) -> Result<Reader> {
+    let own = replica.reports_reader(peer)?.map(Reader::without_streams);
+    own.filter(|_| replica.hello().is_ok_and(|hello| hello.is_confirmed))
+        .ok_or_else(|| error::life_unknown(is_preloaded()))
 }
 
 fn give(replica: &mut dyn Replica, peer: &str, answer: &Message) -> Result<Option<ReportBatch>> {

@@ -21,7 +21,7 @@ use crate::guc;
 use crate::node::sql as node;
 use crate::process;
 use crate::spi;
-use crate::varlena::SqlResult;
+use crate::varlena::{FlatResult, SqlResult};
 
 thread_local! {
     /// Who has called `gossip_exchange` in this session.
@@ -203,6 +203,34 @@ fn sync_pump(peer: &str) -> SqlResult<JsonB> {
         "acked": pumped.is_acknowledged,
         "state_hash": state_hash,
     })))
+}
+
+/// Takes what this node lacks from every peer that answers, and then the latest checkpoint of those it knows. For
+/// the reasons of `sync_pump` in a transaction of its own.
+#[pg_extern(sql = false)]
+fn rebase() -> SqlResult<FlatResult> {
+    // SAFETY: a plain getter.
+    if unsafe { pg_sys::IsTransactionBlock() } {
+        return Err(error::in_transaction_block("coord.rebase").into());
+    }
+    let taken = spi::connect(|spi| {
+        let mut transport = start_transport()?;
+        let mut database = Database::open(spi, Standpoint::BeforeCommit)?;
+        for peer in peers::peers(spi, None)? {
+            statistics::step_failed();
+            let pulled = pump::pull(&mut database, &peer.name, |message| {
+                Message::decode(&call(&mut transport, &peer, message)?)
+            });
+            match pulled {
+                Ok(_) => statistics::step_done(),
+                Err(failure) => {
+                    pgrx::warning!("nothing was taken from \"{}\": {failure}", peer.name)
+                }
+            }
+        }
+        Ok::<_, Error>(spi.write(c"SELECT coord.checkpoint_take()", &[]).flat(0, 0))
+    })?;
+    Ok(taken)
 }
 
 /// Tells every peer that this node leaves; those that cannot be told are named in warnings.

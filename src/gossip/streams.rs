@@ -6,12 +6,12 @@ use std::ffi::CStr;
 use std::time::{Duration, Instant};
 
 use pgrx::prelude::*;
-use pgrx::{FromDatum, pg_sys};
 
-use super::background::{self, Process, transaction};
+use super::background::transaction;
 use super::control;
+use super::helper::{self, Errand, Helper};
 use crate::spi::Value;
-use crate::{guc, heap, process};
+use crate::{guc, heap};
 
 /// How often is looked, however long the interval of gossip.
 const LONGEST_UNAWARE: Duration = Duration::from_secs(1);
@@ -19,30 +19,33 @@ const LONGEST_UNAWARE: Duration = Duration::from_secs(1);
 /// All tables of streams are read each time.
 const SHORTEST_PACE: Duration = Duration::from_millis(100);
 
-/// After a process that could not make all that was missing.
-const DELAY: Duration = Duration::from_secs(2);
-
 /// What makes a connection takes less; a peer that swallows it would take minutes.
 const LONGEST_CONNECTING: Duration = Duration::from_secs(30);
 
 /// A reader can come back between the end of its connection and that of its slot. Then it waits for a while.
 const CLEARINGS: u32 = 5;
 
-/// A kind of process.
-struct Maker {
-    name: &'static str,
-    function: &'static str,
-    /// How long it may run.
-    limit: Duration,
-    running: Option<(Process, Instant)>,
-    /// It was said that there is no slot for it.
-    has_warned: bool,
-    not_before: Option<Instant>,
-}
+const CONSEQUENCE: &str = "Gossip carries what the streams that it is to make would carry.";
+
+const SLOT_MAKER: Errand = Errand {
+    name: "pg_test slot maker",
+    function: "pg_test_slots_main",
+    limit: Duration::MAX,
+    delay: Duration::from_secs(2),
+    consequence: CONSEQUENCE,
+};
+
+const SUBSCRIBER: Errand = Errand {
+    name: "pg_test subscriber",
+    function: "pg_test_subscriptions_main",
+    limit: LONGEST_CONNECTING,
+    delay: Duration::from_secs(2),
+    consequence: CONSEQUENCE,
+};
 
 pub struct Streams {
-    slots: Maker,
-    subscriptions: Maker,
+    slots: Helper,
+    subscriptions: Helper,
     pace: Duration,
     last_look: Option<Instant>,
     last_heartbeat: Option<Instant>,
@@ -51,12 +54,8 @@ pub struct Streams {
 impl Streams {
     pub fn new() -> Self {
         Self {
-            slots: Maker::new("pg_test slot maker", "pg_test_slots_main", Duration::MAX),
-            subscriptions: Maker::new(
-                "pg_test subscriber",
-                "pg_test_subscriptions_main",
-                LONGEST_CONNECTING,
-            ),
+            slots: Helper::new(SLOT_MAKER),
+            subscriptions: Helper::new(SUBSCRIBER),
             pace: LONGEST_UNAWARE,
             last_look: None,
             last_heartbeat: None,
@@ -155,114 +154,11 @@ fn heartbeat_interval() -> Duration {
     Duration::from_millis(guc::HEARTBEAT_INTERVAL.get().unsigned_abs().into())
 }
 
-impl Maker {
-    const fn new(name: &'static str, function: &'static str, limit: Duration) -> Self {
-        Self {
-            name,
-            function,
-            limit,
-            running: None,
-            has_warned: false,
-            not_before: None,
-        }
-    }
-
-    fn start(&mut self) {
-        let now = Instant::now();
-        if self.is_running() || self.not_before.is_some_and(|moment| moment > now) {
-            return;
-        }
-        self.not_before = Some(now + DELAY);
-        self.running = Process::start(self.name, self.function, process::own_database())
-            .map(|process| (process, now));
-        if self.running.is_some() {
-            self.has_warned = false;
-        } else if !std::mem::replace(&mut self.has_warned, true) {
-            background::warn_of_missing_slot(
-                &format!("a {}", self.name),
-                "Gossip carries what the streams that it is to make would carry.",
-            );
-        }
-    }
-
-    fn is_running(&mut self) -> bool {
-        self.running.take_if(|(process, _)| process.has_ended());
-        self.running.is_some()
-    }
-
-    fn end_if_stuck(&mut self) {
-        if self.is_running()
-            && let Some((process, since)) = &self.running
-            && since.elapsed() > self.limit
-        {
-            process.terminate();
-        }
-    }
-}
-
-/// A slot waits as long as it takes. A statement that makes a subscription has the password in it, and is not to
-/// be the context of a line in the log.
-const SETTINGS: &[(&CStr, &CStr)] = &[
-    (c"search_path", c"pg_catalog"),
-    (c"default_transaction_isolation", c"read committed"),
-    (c"log_error_verbosity", c"terse"),
-    (c"lock_timeout", c"0"),
-    #[cfg(any(feature = "pg17", feature = "pg18"))]
-    (c"transaction_timeout", c"0"),
-];
-
-/// Connects a process that the worker has started to its database.
-///
-/// # Safety
-/// To be called once, first, with the argument of the process.
-unsafe fn connect(argument: pg_sys::Datum) {
-    background::accept_signals();
-    // SAFETY: the worker passes its database's oid; no name makes this a superuser.
-    unsafe {
-        let oid = pg_sys::Oid::from_datum(argument, false).unwrap_or(pg_sys::InvalidOid);
-        pg_sys::BackgroundWorkerInitializeConnectionByOid(oid, pg_sys::InvalidOid, 0);
-    }
-    background::set_options(SETTINGS);
-}
-
-/// Does a task for each name that a query gives, in a transaction of its own each. What fails is noted, and tried
-/// again by the next process.
-fn make_each(names: &'static CStr, task: &'static CStr, note: &'static CStr) {
-    let missing = transaction(|spi| {
-        let rows = spi.read(names, &[]);
-        let names = (0..rows.len()).filter_map(|row| rows.get::<String>(row, 0));
-        Ok(names.collect::<Vec<_>>())
-    });
-    for name in missing.unwrap_or_else(give_up) {
-        let made = transaction(|spi| {
-            spi.write(task, &[Value::Text(Some(&name))]);
-            Ok(())
-        });
-        if let Err(reason) = made {
-            let noted = transaction(|spi| {
-                let arguments = [Value::Text(Some(&name)), Value::Text(Some(&reason))];
-                spi.write(note, &arguments);
-                Ok(())
-            });
-            noted.unwrap_or_else(give_up);
-        }
-    }
-}
-
-/// Ends the process.
-fn give_up<T>(reason: String) -> T {
-    ereport!(
-        FATAL,
-        PgSqlErrorCode::ERRCODE_INTERNAL_ERROR,
-        format!("pg_test: could not make what streams need: {reason}")
-    );
-}
-
 #[pg_guard]
 #[unsafe(no_mangle)]
 pub extern "C-unwind" fn pg_test_slots_main(argument: pg_sys::Datum) {
     // SAFETY: the start of a new process.
-    unsafe { connect(argument) };
+    unsafe { helper::connect(argument) };
     let note = c"UPDATE coord.stream_offer SET reason = $2 WHERE slot = $1";
     let missing = c"SELECT slot FROM coord.stream_slot_missing ORDER BY slot";
     make_each(missing, c"SELECT coord.stream_slot_create($1)", note);
@@ -275,11 +171,23 @@ pub extern "C-unwind" fn pg_test_slots_main(argument: pg_sys::Datum) {
 #[unsafe(no_mangle)]
 pub extern "C-unwind" fn pg_test_subscriptions_main(argument: pg_sys::Datum) {
     // SAFETY: the start of a new process.
-    unsafe { connect(argument) };
+    unsafe { helper::connect(argument) };
     let note = c"UPDATE coord.stream_source SET failure = $2 WHERE slot = $1";
     // In any order: one that hangs is ended, and is not to be the first again.
     let left_over = c"SELECT subscription FROM coord.stream_orphan ORDER BY random()";
     make_each(left_over, c"SELECT coord.stream_unsubscribe($1)", note);
     let missing = c"SELECT slot FROM coord.stream_missing ORDER BY random()";
     make_each(missing, c"SELECT coord.stream_subscribe($1)", note);
+}
+
+/// Does a task for each name that a query gives. What fails is noted, and tried again by the next process.
+fn make_each(names: &'static CStr, task: &'static CStr, note: &'static CStr) {
+    for (name, reason) in helper::do_each(names, task) {
+        let noted = transaction(|spi| {
+            let arguments = [Value::Text(Some(&name)), Value::Text(Some(&reason))];
+            spi.write(note, &arguments);
+            Ok(())
+        });
+        noted.unwrap_or_else(helper::give_up);
+    }
 }

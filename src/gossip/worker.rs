@@ -19,6 +19,7 @@ use super::peers::{self, Peer};
 use super::protocol::{Commitment, Heard, Message, Next, Round};
 use super::replica::{Database, Standpoint};
 use super::reporter::Reporter;
+use super::retention::Retention;
 use super::statistics;
 use super::streams::Streams;
 use super::transport::{Outcome, Request, Transport};
@@ -113,6 +114,7 @@ struct Worker {
     leases: Keeper,
     reporter: Reporter,
     streams: Streams,
+    retention: Retention,
 }
 
 #[pg_guard]
@@ -146,6 +148,7 @@ pub extern "C-unwind" fn pg_test_worker_main(argument: pg_sys::Datum) {
         leases: Keeper::new(run_transaction),
         reporter: Reporter::new(),
         streams: Streams::new(),
+        retention: Retention::new(),
         random: Instant::now().elapsed().as_nanos() as u64
             ^ u64::from(oid) << 32
             ^ u64::from(std::process::id()),
@@ -187,11 +190,12 @@ fn start_transport() -> Transport {
 }
 
 /// Bookkeeping need not wait for the disk, and what must is flushed by `flush_at_commit`. A row that
-/// a session's transaction holds must not hold the worker. Each statement sees what has just committed,
-/// whatever the database takes as a default.
+/// a session's transaction holds must not hold the worker; and where that is DROP EXTENSION, which waits for the
+/// worker in turn, the worker gives way well before `deadlock_timeout`. Each statement sees what has just
+/// committed, whatever the database takes as a default.
 const SETTINGS: &[(&CStr, &CStr)] = &[
     (c"synchronous_commit", c"off"),
-    (c"lock_timeout", c"1s"),
+    (c"lock_timeout", c"500ms"),
     (c"search_path", c"pg_catalog"),
     (c"default_transaction_isolation", c"read committed"),
 ];
@@ -325,6 +329,9 @@ impl Worker {
         let retried =
             transaction(|spi| Database::open(spi, Standpoint::BeforeCommit)?.retry_waiting());
         self.tend_log();
+        if self.is_confirmed && self.extension.is_some() {
+            self.retention.attend();
+        }
         if self.is_needed() {
             if let Err(reason) = retried {
                 pgrx::log!("pg_test: could not merge what waited: {reason}");
@@ -343,6 +350,7 @@ impl Worker {
             (self.is_confirmed, c"SELECT coord.intent_log()"),
             (true, c"SELECT coord.fold_retry()"),
             (true, c"SELECT coord.conflict_retry()"),
+            (true, c"SELECT coord.trim_settle()"),
             (true, c"SELECT coord.fold_digest_compact(1000)"),
         ];
         for (_, task) in tasks.into_iter().filter(|(is_due, _)| *is_due) {

@@ -24,6 +24,9 @@ const SURFACES: [&str; 8] = [
     "intent",
 ];
 
+/// What nodes append by themselves, for each other.
+const OWN_SURFACES: [&str; 2] = ["retention", "checkpoint"];
+
 /// `personal`, or `shared:` and the name of an organisation.
 pub fn check_scope(scope: &str) -> Result<()> {
     check_name("a scope", scope)?;
@@ -40,7 +43,7 @@ pub fn check_scope(scope: &str) -> Result<()> {
 }
 
 /// One of the surfaces, or `registry:` and the kind of what is registered.
-pub fn check_surface(surface: &str) -> Result<()> {
+fn check_surface(surface: &str) -> Result<()> {
     check_name("a surface", surface)?;
     let is_registry = surface
         .strip_prefix("registry:")
@@ -57,11 +60,19 @@ pub fn check_surface(surface: &str) -> Result<()> {
     ))
 }
 
+/// Whether an agent can append an operation: 22023 also for what only nodes append.
+pub fn check_appended(scope: &str, surface: &str, key: &str, size: i64) -> Result<()> {
+    check_surface(surface)?;
+    check(scope, surface, key, size)
+}
+
 /// Whether an operation can be in the log, here as on every other node. 22023 for what is unknown, 54000
 /// for a key that no index takes, or a payload with a text of more than a megabyte.
 pub fn check(scope: &str, surface: &str, key: &str, size: i64) -> Result<()> {
     check_scope(scope)?;
-    check_surface(surface)?;
+    if !OWN_SURFACES.contains(&surface) {
+        check_surface(surface)?;
+    }
     if size > LARGEST_PAYLOAD {
         return Err(too_large(
             "payload of an operation",
@@ -183,6 +194,11 @@ mod tests {
         }
         for surface in ["", "registry", "registry:", "Run", "runs", "conversation:x"] {
             let error = check("personal", surface, "", 2).unwrap_err();
+            assert_eq!(error.state, SqlState::InvalidParameterValue, "{surface}");
+        }
+        for surface in OWN_SURFACES {
+            assert_eq!(check("personal", surface, "", 2), Ok(()));
+            let error = check_appended("personal", surface, "", 2).unwrap_err();
             assert_eq!(error.state, SqlState::InvalidParameterValue, "{surface}");
         }
     }

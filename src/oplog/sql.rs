@@ -76,7 +76,7 @@ fn op_hash(payload: &str) -> String {
 
 #[pg_extern(sql = false)]
 fn op_check(scope: &str, surface: &str, key: &str, size: i32) -> SqlResult<bool> {
-    op::check(scope, surface, key, size.into())?;
+    op::check_appended(scope, surface, key, size.into())?;
     Ok(true)
 }
 
@@ -136,6 +136,29 @@ fn op_keep<'a>(
     Err::<(), ErrorReport>(error::op_immutable().into()).unwrap_or_report();
     Ok(trigger.new())
 }
+
+/// Appends what this node says to the others of the log itself.
+#[pg_extern(sql = false)]
+fn op_append_own(scope: &str, surface: &str, payload: Flat) -> SqlResult<()> {
+    let actor = actor()?;
+    let appending = Appending::from(Source::Here);
+    spi::connect(|spi| {
+        let arguments = [
+            Value::Text(Some(&actor)),
+            Value::Text(Some(scope)),
+            Value::Text(Some(surface)),
+            Value::Json(payload),
+        ];
+        spi.write(APPEND_OWN, &arguments);
+    });
+    drop(appending);
+    Ok(())
+}
+
+const APPEND_OWN: &CStr = c"
+    INSERT INTO coord.op (origin, seq, hlc, op_id, scope, surface, payload)
+    SELECT $1, n.seq, n.hlc, coord.op_id($1, n.seq, n.hlc, $2, $3, $4::text, ''), $2, $3, $4
+      FROM (SELECT nextval('coord.op_seq') AS seq, coord.hlc_now() AS hlc OFFSET 0) n";
 
 fn given<T>(argument: Option<T>, name: &str) -> Result<T, Error> {
     argument.ok_or_else(|| error::op_incomplete(name))

@@ -20,6 +20,11 @@ SQL
 }
 $mesh->converges('two nodes converge before the dump');
 my $content = $mesh->content('a');
+# The log, of which a part lies in a partition that the worker has made.
+$mesh->sql('a', q{SELECT coord.op_append('personal', 'declagent', '{"id": "first"}')});
+$mesh->wait_for('a', 'SELECT count(*) FROM coord.op_partition WHERE NOT EXISTS (SELECT FROM coord.op_default)', '1', 'the worker makes a partition');
+$mesh->sql('a', q{SELECT coord.op_append('personal', 'declagent', '{"id": "second"}')});
+my $log = q{SELECT string_agg(o.op_id, ' ' ORDER BY o.op_id) || coord.state_hash() FROM coord.op o};
 my $actor = 'SELECT format(\'%s %s %s\', name, incarnation, uuid) FROM coord.local_node';
 
 # Where it is restored to has no workers of its own in the way.
@@ -41,6 +46,7 @@ foreach my $format (sort keys %restore)
 	is( $fresh->safe_psql($format,
 			q{SELECT string_agg(format('%s %s', name, encode(value::bytea, 'hex')), E'\n' ORDER BY name) FROM coord.state}),
 		$content, 'the states have the same bytes');
+	is($fresh->safe_psql($format, $log), $mesh->sql('a', $log), 'the log has the same operations, and is folded to the same');
 	is($fresh->safe_psql($format, 'SELECT count(*) FROM coord.state WHERE digest <> coord.state_row_digest(name, value)'),
 		'0', 'and digests that fit');
 	note("restored as: " . $fresh->safe_psql($format, $actor) . ', dumped from: ' . $mesh->sql('a', $actor));
@@ -50,6 +56,6 @@ foreach my $format (sort keys %restore)
 
 # Not looked up in the database: the worker of a restored node fills them as soon as it reaches a peer.
 my @copied = PostgreSQL::Test::Utils::slurp_file("$folder/plain") =~ /^COPY coord\.(\w+)/mg;
-is("@{[ sort @copied ]}", 'conflict incarnation_log intent lease lease_history local_node member op_default quarantine roster state stream', 'the dump has what is authoritative, and nothing that gossip finds out anew');
+is("@{[ sort @copied ]}", 'conflict incarnation_log intent lease lease_history local_node member op_dumped quarantine retention_rule roster state stream', 'the dump has what is authoritative, and nothing that gossip finds out anew');
 
 done_testing();

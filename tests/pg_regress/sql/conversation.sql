@@ -8,7 +8,7 @@ CREATE VIEW said AS SELECT scope, conversation_id, role, content, tool_calls, to
 SELECT r ->> 'op_id' ~ '^op-[0-9a-f]{32}$' AS recorded FROM record_turn('personal', 'c1', 'user', 'What is the weather in Oslo?') r;
 SELECT record_turn('personal', 'c1', 'assistant', 'Let me see.', '[{"id": "t1", "name": "weather", "arguments": {"city": "Oslo"}}]') IS NOT NULL AS recorded;
 SELECT record_turn('personal', 'c1', 'tool_result', 'Rain, 4 degrees', tool_use_id => 't1') IS NOT NULL AS recorded;
-SELECT record_turn('personal', 'c1', 'assistant', 'It rains.', at => '2026-11-22 10:00+01') IS NOT NULL AS recorded;
+SELECT record_turn('personal', 'c1', 'assistant', 'It rains.', at => '2126-11-22 10:00+01') IS NOT NULL AS recorded;
 SELECT role, content, tool_calls, tool_use_id FROM transcript('c1');
 SELECT at AT TIME ZONE 'UTC' AS at FROM transcript('c1') WHERE content = 'It rains.';
 SELECT payload FROM op WHERE payload ->> 'content' = 'It rains.';

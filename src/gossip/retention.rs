@@ -1,0 +1,96 @@
+//! Retention, in the background: the worker makes partitions ahead, and a process of its own makes checkpoints and
+//! leaves out of the log what can go, for which it reads all of it.
+
+use std::time::{Duration, Instant};
+
+use pgrx::prelude::*;
+
+use super::background::{self, transaction};
+use super::helper::{self, Errand, Helper};
+use crate::heap;
+
+/// A transaction that keeps partitions from changing may stay open for hours, and each attempt holds up others for
+/// as long as it waits.
+const DELAY: Duration = Duration::from_secs(10);
+
+const COMPACTOR: Errand = Errand {
+    name: "pg_test compactor",
+    function: "pg_test_compactor_main",
+    limit: Duration::MAX,
+    delay: DELAY,
+    consequence: "The operation log keeps what it could leave out.",
+};
+
+pub struct Retention {
+    compactor: Helper,
+    /// When partitions are made again, after a transaction was in the way.
+    partitions_not_before: Option<Instant>,
+}
+
+impl Retention {
+    pub const fn new() -> Self {
+        Self {
+            compactor: Helper::new(COMPACTOR),
+            partitions_not_before: None,
+        }
+    }
+
+    /// Does what is due. To be called only while the node knows its life.
+    pub fn attend(&mut self) {
+        let now = Instant::now();
+        let may_try = self
+            .partitions_not_before
+            .is_none_or(|moment| moment <= now);
+        if may_try && !holds(c"SELECT coord.op_partition_tend()").unwrap_or(true) {
+            self.partitions_not_before = Some(now + DELAY);
+        }
+        if holds(c"SELECT coord.retention_is_due()").unwrap_or(false) {
+            self.compactor.start();
+        }
+    }
+}
+
+/// What a question says; None when it could not be put, and while there is no log.
+fn holds(question: &'static std::ffi::CStr) -> Option<bool> {
+    let answer = transaction(|spi| {
+        // An extension of an earlier version has no operation log.
+        if !heap::is_there(c"op_base") {
+            return Ok(None);
+        }
+        Ok(spi.write(question, &[]).get(0, 0))
+    });
+    answer.unwrap_or_else(|reason| {
+        pgrx::log!("pg_test: could not tend the partitions of the operation log: {reason}");
+        None
+    })
+}
+
+#[pg_guard]
+#[unsafe(no_mangle)]
+pub extern "C-unwind" fn pg_test_compactor_main(argument: pg_sys::Datum) {
+    // SAFETY: the start of a new process.
+    unsafe { helper::connect(argument) };
+    // It holds locks while it copies, and gives way to who wants more of them: DROP EXTENSION, as the worker does.
+    background::set_options(&[(c"lock_timeout", c"500ms")]);
+    let steps = [
+        (
+            c"SELECT 'the log' WHERE coord.checkpoint_is_due()",
+            c"SELECT coord.checkpoint() WHERE $1 IS NOT NULL",
+        ),
+        (
+            c"SELECT from_seq::text FROM coord.op_compaction_due ORDER BY from_seq",
+            c"SELECT coord.op_compaction_begin($1::bigint)",
+        ),
+        (
+            c"SELECT from_seq::text FROM coord.op_compaction WHERE replacement IS NOT NULL ORDER BY from_seq",
+            c"SELECT coord.op_compaction_end($1::bigint)",
+        ),
+    ];
+    for (names, task) in steps {
+        for (name, reason) in helper::do_each(names, task) {
+            pgrx::log!(
+                "pg_test: could not leave out of {name} what can go, and will try again: {reason}"
+            );
+        }
+    }
+}
