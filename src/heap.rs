@@ -2,8 +2,8 @@
 //! the latest snapshot at every isolation level and whoever asks.
 //!
 //! As referential integrity (src/backend/utils/adt/ri_triggers.c) this goes past the caller's rights,
-//! and as catalogs are changed (src/backend/catalog/indexing.c): the tables have no triggers, and the
-//! values that are written keep their constraints.
+//! and as catalogs are changed (src/backend/catalog/indexing.c): the tables have no triggers, or whoever
+//! writes does what these do, and the values that are written keep their constraints.
 
 use std::cell::RefCell;
 use std::ffi::{CStr, c_int};
@@ -302,6 +302,93 @@ impl Table {
         self.position_of(tuple)
     }
 
+    /// Adds rows, one record of the transaction log for each page that they fill.
+    pub fn insert_all<const N: usize>(&self, rows: &[[Option<pg_sys::Datum>; N]]) {
+        let tuples: Vec<_> = rows.iter().map(|row| self.tuple(row)).collect();
+        // SAFETY: tuples of this table's form.
+        if tuples.len() > 1 && tuples.iter().all(|tuple| unsafe { is_inline(*tuple) }) {
+            self.insert_inline(&tuples);
+        } else {
+            for tuple in tuples {
+                // SAFETY: as above.
+                unsafe { pg_sys::CatalogTupleInsert(self.relation, tuple) };
+            }
+        }
+        self.make_visible();
+    }
+
+    /// Of tuples that are stored as they are: the entries of indexes are made of where they have come to lie.
+    fn insert_inline(&self, tuples: &[pg_sys::HeapTuple]) {
+        // SAFETY: each slot holds a tuple of this table's form, and lives until it is dropped here; an error ends
+        // the transaction, which releases all of it.
+        unsafe {
+            // A copy is not counted with each slot, as that of the relation would be.
+            let columns = pg_sys::CreateTupleDescCopy(self.columns());
+            let in_slot = |tuple: &pg_sys::HeapTuple| {
+                let slot =
+                    pg_sys::MakeSingleTupleTableSlot(columns, &raw const pg_sys::TTSOpsHeapTuple);
+                pg_sys::ExecStoreHeapTuple(*tuple, slot, false)
+            };
+            let mut slots: Vec<_> = tuples.iter().map(in_slot).collect();
+            let count = i32::try_from(slots.len()).unwrap_or(i32::MAX);
+            let indexes = pg_sys::CatalogOpenIndexes(self.relation);
+            pg_sys::CatalogTuplesMultiInsertWithInfo(
+                self.relation,
+                slots.as_mut_ptr(),
+                count,
+                indexes,
+            );
+            pg_sys::CatalogCloseIndexes(indexes);
+            for slot in slots {
+                pg_sys::ExecDropSingleTupleTableSlot(slot);
+            }
+        }
+    }
+
+    /// How many triggers it has.
+    pub fn triggers(&self) -> i32 {
+        // SAFETY: the relation is open.
+        unsafe { (*self.relation).trigdesc.as_ref() }.map_or(0, |triggers| triggers.numtriggers)
+    }
+
+    /// Of a table that is partitioned by ranges of one number: the partition that a number belongs to, and the
+    /// first number after it that does not.
+    pub fn partition(&self, number: i64) -> (Self, i64) {
+        // SAFETY: the relation is open; its bounds are numbers, one each, in their order, and what lies between two
+        // of them has an index, of the default partition when that is negative (src/backend/partitioning/partbounds.c).
+        let (oid, beyond) = unsafe {
+            let partitions = &*pg_sys::RelationGetPartitionDesc(self.relation, true);
+            let bounds = &*partitions.boundinfo;
+            let count = usize::try_from(bounds.ndatums).unwrap_or(0);
+            let bound = |place: usize| (*(*bounds.datums.add(place))).value() as i64;
+            let place = (0..count)
+                .position(|place| bound(place) > number)
+                .unwrap_or(count);
+            let beyond = if place < count {
+                bound(place)
+            } else {
+                i64::MAX
+            };
+            let index = match *bounds.indexes.add(place) {
+                none if none < 0 => bounds.default_index,
+                index => index,
+            };
+            (
+                *partitions.oids.add(usize::try_from(index).unwrap_or(0)),
+                beyond,
+            )
+        };
+        // SAFETY: as in `open`.
+        let relation = unsafe { pg_sys::table_open(oid, self.access.lock()) };
+        (
+            Self {
+                relation,
+                access: self.access,
+            },
+            beyond,
+        )
+    }
+
     /// Replaces a row. The caller keeps everybody else from changing it. Returns where it is now.
     pub fn replace(&self, row: &Row, values: &[Option<pg_sys::Datum>]) -> Position {
         let tuple = self.tuple(values);
@@ -341,6 +428,20 @@ impl Table {
         debug_assert!(self.access == Access::Write);
         // SAFETY: a transaction is in progress.
         unsafe { pg_sys::CommandCounterIncrement() };
+    }
+}
+
+/// Whether a tuple is stored as it is, and not compressed or cut into pieces.
+///
+/// # Safety
+/// It is a tuple.
+unsafe fn is_inline(tuple: pg_sys::HeapTuple) -> bool {
+    // A quarter of a page (TOAST_TUPLE_THRESHOLD).
+    const LONGEST: u32 = pg_sys::BLCKSZ / 4 - 64;
+    // SAFETY: as promised by the caller.
+    unsafe {
+        let flags = u32::from((*(*tuple).t_data).t_infomask);
+        (*tuple).t_len <= LONGEST && flags & pg_sys::HEAP_HASEXTERNAL == 0
     }
 }
 

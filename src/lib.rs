@@ -81,6 +81,7 @@ pub extern "C-unwind" fn _PG_init() {
     }
     guc::register();
     gossip::control::register_callback();
+    oplog::append::call_at_append(gossip::sql::tell_appended);
     lease::register_callbacks();
     heap::register_callbacks();
     if preloads {

@@ -197,7 +197,8 @@ impl Rows {
         unsafe { FlatResult::from_datum(pg_sys::SPI_datumTransfer(datum, false, -1)) }
     }
 
-    fn datum(&self, row: usize, column: i32) -> (pg_sys::Datum, bool, pg_sys::Oid) {
+    /// A column of a row as it is, whether it is null, and its type.
+    pub fn datum(&self, row: usize, column: i32) -> (pg_sys::Datum, bool, pg_sys::Oid) {
         assert!(
             row < self.count && !self.table.is_null(),
             "row {row} does not exist"

@@ -255,11 +255,14 @@ const EPOCH_DIFFERENCE: i64 = 946_684_800_000_000;
 
 #[pg_extern(sql = false)]
 fn hlc_time(stamp: i64) -> SqlResult<TimestampWithTimeZone> {
-    // 48 bits of milliseconds end in the year 10889, far inside the range of timestamptz.
-    let microseconds = hlc::milliseconds(stamp.cast_unsigned()).cast_signed() * 1_000;
-    timestamp_since_1970(microseconds).ok_or_else(|| {
+    time_of(stamp.cast_unsigned()).ok_or_else(|| {
         bad_argument("hlc out of range", "The time does not fit timestamptz.").into()
     })
+}
+
+/// The time of a stamp: 48 bits of milliseconds end in the year 10889, far inside the range of timestamptz.
+pub fn time_of(stamp: u64) -> Option<TimestampWithTimeZone> {
+    timestamp_since_1970(hlc::milliseconds(stamp).cast_signed() * 1_000)
 }
 
 /// A time in microseconds since 1970. None when it does not fit.

@@ -83,6 +83,16 @@ fn of_row(table: &str, op_id: &str) -> Digest {
     digest::fields(&[DOMAIN, table.as_bytes(), op_id.as_bytes()])
 }
 
+/// The digest of the turn that an operation is.
+pub fn turn_digest(op_id: &str) -> Digest {
+    of_row("turn", op_id)
+}
+
+/// Adds rows that were put into the fold past its triggers.
+pub fn add_to_digest(rows: impl Iterator<Item = Digest>) {
+    store(rows.fold(ZERO, |sum, row| digest::add(&sum, &row)));
+}
+
 fn store(change: Digest) {
     if change != ZERO {
         Table::open(c"fold_digest", Access::Write).insert(&[change.as_slice().into_datum()]);

@@ -19,7 +19,7 @@ mod report;
 mod reporter;
 mod retention;
 pub mod snapshot;
-mod sql;
+pub(crate) mod sql;
 pub(crate) mod statistics;
 mod streams;
 mod tally;

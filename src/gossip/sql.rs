@@ -338,8 +338,13 @@ fn tell_at_commit(news: News) {
 fn gossip_wake_appended<'a>(
     trigger: &'a PgTrigger<'a>,
 ) -> Result<Option<PgHeapTuple<'a, impl WhoAllocated>>, Error> {
-    tell_at_commit(News::Operations);
+    tell_appended();
     Ok(trigger.new())
+}
+
+/// Wakes the worker when the transaction commits: operations were appended.
+pub fn tell_appended() {
+    tell_at_commit(News::Operations);
 }
 
 /// Asks for a worker when the transaction commits: this database has become a node.

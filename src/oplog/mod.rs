@@ -1,5 +1,6 @@
 //! The operation log.
 
+pub mod append;
 pub mod op;
 pub mod report;
 pub mod sql;

@@ -81,3 +81,15 @@ INSERT INTO turn SELECT * FROM turn;
 RESET ROLE;
 DROP VIEW said;
 DROP ROLE regress_talker;
+
+-- Triggers of one's own are fired, and nothing is written where nothing may be.
+CREATE FUNCTION public.tell() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE INFO '% %', TG_TABLE_NAME, TG_OP; RETURN NULL; END $$;
+CREATE TRIGGER told AFTER INSERT ON turn FOR EACH ROW EXECUTE FUNCTION public.tell();
+SELECT record_turn('personal', 'told', 'user', 'one') IS NOT NULL AS recorded;
+SELECT jsonb_array_length(op_append_many('[{"scope": "personal", "surface": "conversation", "payload": {"conversation_id": "told", "text": "two"}}]'));
+DROP TRIGGER told ON turn;
+DROP FUNCTION public.tell();
+SELECT count(*), op_refold() AS differing FROM transcript('told');
+BEGIN READ ONLY;
+SELECT record_turn('personal', 'told', 'user', 'three');
+ROLLBACK;
