@@ -35,13 +35,15 @@ COMMENT ON FUNCTION transcript_position(jsonb) IS 'stamp of a row that was seen,
 
 -- Bodies that order stamps are texts: pg_upgrade restores functions before the operator class that they need.
 
+-- Without a search path of its own it becomes a part of the query that calls it.
 CREATE FUNCTION transcript(conversation_id text, after jsonb DEFAULT NULL, max integer DEFAULT NULL) RETURNS SETOF turn
   LANGUAGE sql STABLE PARALLEL SAFE
-  SET search_path = pg_catalog, coord, pg_temp
 AS $$
-    SELECT t.* FROM coord.turn t
-     WHERE t.conversation_id = transcript.conversation_id
-       AND (t.hlc, t.op_id) > (coalesce(coord.transcript_position(after), coord.hlc('1970-01-01 00:00+00'::timestamptz, 0)), coalesce(after ->> 'op_id', ''))
+    SELECT t.* FROM coord.turn t,
+           (SELECT coalesce(coord.transcript_position(after), coord.hlc('1970-01-01 00:00+00'::timestamptz, 0)) AS hlc,
+                   coalesce(after OPERATOR(pg_catalog.->>) 'op_id', '') AS op_id) a
+     WHERE t.conversation_id OPERATOR(pg_catalog.=) transcript.conversation_id
+       AND t.hlc OPERATOR(coord.>=) a.hlc AND (t.hlc OPERATOR(coord.>) a.hlc OR t.op_id OPERATOR(pg_catalog.>) a.op_id)
      ORDER BY t.hlc, t.op_id
      LIMIT max
 $$;

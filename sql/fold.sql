@@ -161,17 +161,17 @@ COMMENT ON FUNCTION record_rank(text, hlc, text) IS 'of several operations of on
 -- Trimming. Whatever is put in by who has seen a row of coord.trimmed is put in accordingly; what a transaction has
 -- put in that had not is trimmed once it has ended.
 
-CREATE FUNCTION trim_apply() RETURNS void
-  LANGUAGE sql VOLATILE
+CREATE FUNCTION trim_apply(trimmings text[]) RETURNS void
+  LANGUAGE sql VOLATILE STRICT
   SET search_path = pg_catalog, coord, pg_temp
 AS $$
   DELETE FROM coord.turn t USING coord.trimmed m
-   WHERE NOT m.is_settled AND m.surface = 'conversation'
+   WHERE m.trimmed_by = ANY (trimmings) AND m.surface = 'conversation'
      AND (t.conversation_id, t.scope) = (m.key, m.scope) AND (t.hlc, t.op_id) < (m.hlc, m.op_id);
   DELETE FROM coord.record r USING coord.trimmed m
-   WHERE NOT m.is_settled AND (r.scope, r.surface, r.key) = (m.scope, m.surface, m.key);
+   WHERE m.trimmed_by = ANY (trimmings) AND (r.scope, r.surface, r.key) = (m.scope, m.surface, m.key);
 $$;
-COMMENT ON FUNCTION trim_apply() IS 'takes out of the fold what is trimmed';
+COMMENT ON FUNCTION trim_apply(text[]) IS 'takes out of the fold what these operations trim';
 
 CREATE FUNCTION trim_settle() RETURNS bigint
   LANGUAGE plpgsql VOLATILE
@@ -184,8 +184,12 @@ BEGIN
   IF NOT EXISTS (SELECT FROM coord.trimmed m WHERE NOT m.is_settled) THEN
     RETURN 0;
   END IF;
+  -- A transaction that has written nothing yet can have a snapshot, and write by that.
+  SELECT least(horizon, min(pg_current_xact_id()::text::bigint - age(s.backend_xmin))::text::xid8) INTO horizon
+    FROM pg_stat_activity s
+   WHERE s.datname = current_database() AND s.backend_xmin IS NOT NULL AND s.pid <> pg_backend_pid();
   -- With a later snapshot than that of the horizon.
-  PERFORM coord.trim_apply();
+  PERFORM coord.trim_apply(ARRAY(SELECT DISTINCT m.trimmed_by FROM coord.trimmed m WHERE m.settles_after < horizon AND NOT m.is_settled));
   UPDATE coord.trimmed m SET is_settled = true WHERE NOT m.is_settled AND m.settles_after < horizon;
   GET DIAGNOSTICS settled = ROW_COUNT;
   UPDATE coord.trimmed m SET settles_after = pg_current_xact_id() WHERE NOT m.is_settled AND m.settles_after IS NULL;
@@ -206,7 +210,7 @@ BEGIN
   ON CONFLICT ON CONSTRAINT trimmed_pkey DO UPDATE
      SET hlc = excluded.hlc, op_id = excluded.op_id, trimmed_by = excluded.trimmed_by, settles_after = NULL, is_settled = false
    WHERE (excluded.hlc, excluded.op_id, excluded.trimmed_by) > (k.hlc, k.op_id, k.trimmed_by);
-  PERFORM coord.trim_apply();
+  PERFORM coord.trim_apply(ARRAY(SELECT o.op_id FROM unnest(ops) o));
 END
 $$;
 COMMENT ON FUNCTION trim_fold(op[]) IS 'trims what operations say; of a conversation the most';
@@ -530,7 +534,7 @@ $$;
 COMMENT ON FUNCTION op_refold() IS 'folds the whole log again, and puts right what differs; returns how many rows that were';
 
 REVOKE ALL ON FUNCTION turn_time(text), turn_of(op), observation_of(op), record_of(op), intent_of(op), record_rank(text, hlc, text),
-  trims_are_whole(text), checkpoint_is_whole(text), trimmed_of(op), checkpoint_of(op), trim_apply(), trim_settle(), trim_fold(op[]),
+  trims_are_whole(text), checkpoint_is_whole(text), trimmed_of(op), checkpoint_of(op), trim_apply(text[]), trim_settle(), trim_fold(op[]),
   op_fold(op[]), op_fold_applied(op), op_fold(), fold_retry(), fold_row_digest(text, text), fold_digest(), state_hash(), fold_digest_compact(bigint),
   op_refold() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION state_hash() TO coord_agent, coord_monitor;

@@ -46,6 +46,7 @@ END
 $$;
 COMMENT ON FUNCTION op_restore() IS 'puts an operation of a dump into the log';
 CREATE TRIGGER op_restore BEFORE INSERT ON op_dumped FOR EACH ROW EXECUTE FUNCTION op_restore();
+ALTER TABLE op_dumped ENABLE ALWAYS TRIGGER op_restore;
 COMMENT ON TRIGGER op_restore ON op_dumped IS 'nothing stays there';
 
 CREATE TABLE conflict (

@@ -200,8 +200,8 @@ CREATE FUNCTION op_frontier_capped(frontier vclock) RETURNS vclock
 COMMENT ON FUNCTION op_frontier_capped(vclock) IS 'of each origin only what lies below the first operation that is not admitted yet';
 
 -- Which operations are held completely: for each origin a number of a transaction there, below which all have
--- ended. One's own number stands still while the log does, so that a quiet mesh has nothing to say; and does not fall
--- when the last operation is left out.
+-- ended. One's own number stands still while the log does, so that a quiet mesh has nothing to say. What the
+-- base of the log covers was held once, and stays so whatever is left out, also in a later life.
 CREATE FUNCTION op_frontier_of(actor text, horizon bigint) RETURNS vclock
   LANGUAGE sql STABLE STRICT
   SET search_path = pg_catalog, coord, pg_temp
@@ -210,10 +210,11 @@ CREATE FUNCTION op_frontier_of(actor text, horizon bigint) RETURNS vclock
                 FROM (SELECT c.frontier FROM coord.report_cursor c
                       UNION ALL
                       SELECT jsonb_build_object(s.actor, s.horizon)::coord.vclock
-                        FROM coord.stream_source s WHERE s.stream = 'op' AND s.is_covered AND s.horizon > 0) h), '{}')
-    OPERATOR(coord.||) jsonb_build_object(actor, greatest(0,
-      (SELECT least(o.local_xid::text::bigint + 1, horizon) FROM coord.op o ORDER BY o.local_xid DESC LIMIT 1),
-      (SELECT coord.vclock_get(b.frontier, actor) FROM coord.op_base b)))::coord.vclock);
+                        FROM coord.stream_source s WHERE s.stream = 'op' AND s.is_covered AND s.horizon > 0
+                      UNION ALL
+                      SELECT b.frontier FROM coord.op_base b) h), '{}')
+    OPERATOR(coord.||) jsonb_build_object(actor, coalesce(
+      (SELECT least(o.local_xid::text::bigint + 1, horizon) FROM coord.op o ORDER BY o.local_xid DESC LIMIT 1), 0))::coord.vclock);
 COMMENT ON FUNCTION op_frontier_of(text, bigint) IS 'operations that this node holds completely, at a snapshot with this horizon';
 
 CREATE FUNCTION frontier() RETURNS vclock

@@ -17,12 +17,19 @@ CREATE TABLE op_compaction (
   looked_at timestamptz NOT NULL DEFAULT clock_timestamp(),
   replacement text COLLATE "C",
   copied pg_snapshot,
+  copied_by xid8,
   dropped bigint NOT NULL DEFAULT 0
 );
 COMMENT ON TABLE op_compaction IS 'partitions of the log that were looked at for what can go; never dumped';
 COMMENT ON COLUMN op_compaction.replacement IS 'table with what stays of the partition, to be put in its place';
 COMMENT ON COLUMN op_compaction.copied IS 'what this snapshot sees was copied, or left out';
+COMMENT ON COLUMN op_compaction.copied_by IS 'transaction that copied it';
 COMMENT ON COLUMN op_compaction.dropped IS 'operations left out so far';
+
+-- What is copied and what is judged is looked at several times, with a snapshot of each moment.
+CREATE FUNCTION read_committed_required(what text) RETURNS void
+  LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'read_committed_required_wrapper';
+COMMENT ON FUNCTION read_committed_required(text) IS 'raises 25001 at a stricter isolation level';
 
 -- Waiting would keep others waiting behind it.
 CREATE FUNCTION op_partition_patience() RETURNS text
@@ -37,6 +44,7 @@ AS $$
 BEGIN
   EXECUTE format('CREATE TABLE coord.%I (LIKE coord.op INCLUDING DEFAULTS INCLUDING CONSTRAINTS INCLUDING INDEXES, '
                  'CONSTRAINT op_partition_range CHECK (seq >= %s AND seq < %s))', name, from_seq, to_seq);
+  EXECUTE format('COMMENT ON TABLE coord.%I IS %L', name, format('operations with numbers from %s to %s', from_seq, to_seq - 1));
   -- What belongs to the extension goes with it, and a dump leaves it to coord.op_dumped.
   EXECUTE format('ALTER EXTENSION pg_test ADD TABLE coord.%I', name);
 END
@@ -74,6 +82,7 @@ DECLARE
   beyond bigint := least(seq / size * size + size, (SELECT min(r.from_seq) FROM coord.op_range r WHERE r.from_seq > seq));
   added text := 'op_' || first;
 BEGIN
+  PERFORM coord.read_committed_required('coord.op_partition_add');
   PERFORM coord.op_partition_patience();
   -- An INSERT that has chosen the default partition would fail when that is for this number no more.
   LOCK TABLE ONLY coord.op IN SHARE ROW EXCLUSIVE MODE;
@@ -108,6 +117,13 @@ AS $$
       LIMIT 1))
 $$;
 COMMENT ON FUNCTION op_partition_wanted() IS 'a number whose partition is to be made; NULL when none is missing';
+
+-- What has come there while something was in the way, or was restored, is not the worker's to move.
+CREATE FUNCTION op_partition_is_large() RETURNS boolean
+  LANGUAGE sql STABLE
+  SET search_path = pg_catalog, coord, pg_temp
+  RETURN (SELECT count(*) > 10000 FROM (SELECT FROM coord.op_default LIMIT 10001) d);
+COMMENT ON FUNCTION op_partition_is_large() IS 'whether moving what the default partition has takes its time';
 
 CREATE FUNCTION op_partition_tend() RETURNS boolean
   LANGUAGE plpgsql VOLATILE
@@ -210,11 +226,15 @@ COMMENT ON COLUMN retention_rule.keep_last IS 'so many turns of each conversatio
 COMMENT ON COLUMN retention_rule.keep_for IS 'runs and trajectories stay for so long; counted back from the latest operation of the checkpoint';
 SELECT pg_catalog.pg_extension_config_dump('retention_rule', '');
 
+-- Asked of one operation after the other: a plan is kept.
 CREATE FUNCTION op_is_below(frontier vclock, op_id text) RETURNS boolean
-  LANGUAGE sql STABLE STRICT
+  LANGUAGE plpgsql STABLE STRICT
   SET search_path = pg_catalog, coord, pg_temp
-  RETURN EXISTS (SELECT FROM coord.op o WHERE o.op_id = op_is_below.op_id
-                    AND o.xid < coord.vclock_get(frontier, o.origin)::text::xid8);
+AS $$
+BEGIN
+  RETURN EXISTS (SELECT FROM coord.op o WHERE o.op_id = $2 AND o.xid < coord.vclock_get($1, o.origin)::text::xid8);
+END
+$$;
 COMMENT ON FUNCTION op_is_below(vclock, text) IS 'whether an operation of this name lies below a frontier';
 
 -- Of a conversation, the oldest turn that stays, where an older one is there.
@@ -250,14 +270,14 @@ AS $$
 $$;
 COMMENT ON FUNCTION trim_of_records(vclock, text, bigint, interval) IS 'what of runs or trajectories is to be trimmed, of what lies below a frontier';
 
--- Five hundred keys of the largest size fit into an operation.
+-- A hundred keys fit into an operation, also when each of their bytes is escaped.
 CREATE FUNCTION trim_append(frontier vclock) RETURNS void
   LANGUAGE sql VOLATILE STRICT
   SET search_path = pg_catalog, coord, pg_temp
 AS $$
   SELECT coord.op_append_own(p.scope, 'retention', jsonb_build_object('trims', p.trims))
     FROM (SELECT d.scope, jsonb_agg(jsonb_build_object('surface', d.surface, 'key', d.key, 'hlc', d.hlc, 'op_id', d.op_id)) AS trims
-            FROM (SELECT m.*, row_number() OVER (PARTITION BY m.scope ORDER BY m.surface, m.key) / 500 AS part
+            FROM (SELECT m.*, row_number() OVER (PARTITION BY m.scope ORDER BY m.surface, m.key) / 100 AS part
                     FROM (SELECT t.* FROM coord.retention_rule r CROSS JOIN LATERAL coord.trim_of_conversations(frontier, r.keep_last) t
                            WHERE r.surface = 'conversation'
                           UNION ALL
@@ -275,20 +295,26 @@ CREATE FUNCTION checkpoint() RETURNS jsonb
 AS $$
 DECLARE
   reached coord.vclock;
+  told coord.vclock;
   hash text;
 BEGIN
-  PERFORM coord.stream_gate();
+  PERFORM coord.read_committed_required('coord.checkpoint'), coord.stream_actor();
   LOCK TABLE coord.op_base IN SHARE ROW EXCLUSIVE MODE;
   reached := coord.checkpoint_frontier();
   IF reached IS NULL OR reached = '{}' THEN
     RETURN '{"published": false}';
   END IF;
   hash := coord.state_hash_at(reached);
-  -- The state only ever moves on: the same hash says that nothing has.
-  IF NOT EXISTS (SELECT FROM coord.checkpoint c WHERE c.state_hash = hash) THEN
+  -- Whoever is given what is left above a base must hear of it: so the base is always a checkpoint that was told. One
+  -- of the same hash that covers all others will do.
+  SELECT c.frontier INTO told
+    FROM coord.checkpoint c
+   WHERE c.state_hash = hash AND NOT EXISTS (SELECT FROM coord.checkpoint k WHERE NOT k.frontier OPERATOR(coord.<@) c.frontier);
+  IF told IS NULL THEN
+    told := reached;
     PERFORM coord.op_append_own('personal', 'checkpoint', jsonb_build_object('frontier', reached::jsonb, 'state_hash', hash));
   END IF;
-  PERFORM coord.op_base_move(reached, hash);
+  PERFORM coord.op_base_move(told, hash);
   PERFORM coord.trim_append(reached);
   RETURN jsonb_build_object('published', true, 'checkpoint_hash', hash);
 END
@@ -307,10 +333,12 @@ DECLARE
   best coord.checkpoint;
   found text;
 BEGIN
+  PERFORM coord.read_committed_required('coord.rebase'), coord.stream_actor();
   LOCK TABLE coord.op_base IN SHARE ROW EXCLUSIVE MODE;
   SELECT c.* INTO best
     FROM coord.checkpoint c
    WHERE c.frontier OPERATOR(coord.<@) coord.frontier()
+     AND NOT EXISTS (SELECT FROM coord.checkpoint k WHERE NOT k.frontier OPERATOR(coord.<@) c.frontier)
      AND NOT EXISTS (SELECT FROM coord.op_base b WHERE NOT b.frontier OPERATOR(coord.<@) c.frontier OR b.frontier = c.frontier)
    ORDER BY c.hlc DESC, c.op_id DESC
    LIMIT 1;
@@ -338,33 +366,37 @@ COMMENT ON FUNCTION rebase() IS 'takes what this node lacks from its peers now, 
 -- Whatever is not known to be needless stays. What keeps an operation out of the fold must itself lie below the
 -- base: only then it keeps it out of every state that a checkpoint will yet be made of.
 CREATE FUNCTION op_is_needless(op op, base vclock) RETURNS boolean
-  LANGUAGE sql STABLE
+  LANGUAGE plpgsql STABLE
   SET search_path = pg_catalog, coord, pg_temp
-  RETURN CASE
-    WHEN op.xid >= coord.vclock_get(base, op.origin)::text::xid8 THEN false
-    WHEN EXISTS (SELECT FROM coord.fold_waiting w WHERE (w.origin, w.seq) = (op.origin, op.seq)) THEN false
-    ELSE CASE op.surface
-      WHEN 'routing' THEN false
-      WHEN 'conversation' THEN EXISTS (
-        SELECT FROM coord.trimmed m
-         WHERE (m.scope, m.surface, m.key) = (op.scope, 'conversation', coord.op_key(op.surface, op.payload))
-           AND (op.hlc, op.op_id) < (m.hlc, m.op_id) AND coord.op_is_below(base, m.trimmed_by))
-      WHEN 'intent' THEN EXISTS (
-        SELECT FROM coord.intent_of(op) n JOIN coord.intent i ON (i.agent, i.run_id, i.scope) = (n.agent, n.run_id, n.scope)
-         WHERE i.op_id <> op.op_id AND coord.op_is_below(base, i.op_id))
-      WHEN 'retention' THEN NOT EXISTS (
-        SELECT FROM coord.trimmed_of(op) t JOIN coord.trimmed m ON (m.scope, m.surface, m.key) = (t.scope, t.surface, t.key)
-         WHERE m.trimmed_by = op.op_id OR NOT coord.op_is_below(base, m.trimmed_by))
-      WHEN 'checkpoint' THEN EXISTS (
-        SELECT FROM coord.checkpoint c WHERE c.origin = op.origin AND c.op_id <> op.op_id AND coord.op_is_below(base, c.op_id))
-      ELSE EXISTS (
-        SELECT FROM coord.record r
-         WHERE (r.scope, r.surface, r.key) = (op.scope, op.surface, coord.op_key(op.surface, op.payload))
-           AND r.op_id <> op.op_id AND coord.op_is_below(base, r.op_id))
-        OR EXISTS (
-        SELECT FROM coord.trimmed m
-         WHERE (m.scope, m.surface, m.key) = (op.scope, op.surface, coord.op_key(op.surface, op.payload))
-           AND coord.op_is_below(base, m.trimmed_by)) END END;
+AS $$
+DECLARE
+  subject text;
+  kept_by text;
+BEGIN
+  IF op.surface = 'routing' OR op.xid >= coord.vclock_get(base, op.origin)::text::xid8
+     OR EXISTS (SELECT FROM coord.fold_waiting w WHERE (w.origin, w.seq) = (op.origin, op.seq)) THEN
+    RETURN false;
+  ELSIF op.surface = 'retention' THEN
+    RETURN NOT EXISTS (SELECT FROM coord.trimmed_of(op) t JOIN coord.trimmed m ON (m.scope, m.surface, m.key) = (t.scope, t.surface, t.key)
+                        WHERE m.trimmed_by = op.op_id OR NOT coord.op_is_below(base, m.trimmed_by));
+  ELSIF op.surface = 'checkpoint' THEN
+    SELECT c.op_id INTO kept_by FROM coord.checkpoint c WHERE c.origin = op.origin;
+  ELSIF op.surface = 'intent' THEN
+    SELECT i.op_id INTO kept_by
+      FROM coord.intent_of(op) n JOIN coord.intent i ON (i.agent, i.run_id, i.scope) = (n.agent, n.run_id, n.scope);
+  ELSE
+    subject := coord.op_key(op.surface, op.payload);
+    SELECT m.trimmed_by INTO kept_by
+      FROM coord.trimmed m
+     WHERE (m.scope, m.surface, m.key) = (op.scope, op.surface, subject)
+       AND (op.surface <> 'conversation' OR (op.hlc, op.op_id) < (m.hlc, m.op_id));
+    IF kept_by IS NULL AND op.surface <> 'conversation' THEN
+      SELECT r.op_id INTO kept_by FROM coord.record r WHERE (r.scope, r.surface, r.key) = (op.scope, op.surface, subject);
+    END IF;
+  END IF;
+  RETURN coalesce(kept_by <> op.op_id AND coord.op_is_below(base, kept_by), false);
+END
+$$;
 COMMENT ON FUNCTION op_is_needless(op, vclock) IS 'whether the fold of what lies below a base, and whatever comes, is the same without an operation';
 
 CREATE FUNCTION op_retention_limit() RETURNS timestamptz
@@ -386,19 +418,20 @@ DECLARE
   total bigint;
   needless bigint;
 BEGIN
+  PERFORM coord.read_committed_required('coord.op_compact');
   SELECT r.* INTO STRICT range FROM coord.op_range r WHERE r.from_seq = $1;
   SELECT b.frontier INTO base FROM coord.op_base b;
   EXECUTE format('SELECT count(*), count(*) FILTER (WHERE o.recorded_at < $1 AND coord.op_is_needless(o::coord.op, $2)) FROM coord.%I o', range.name)
      INTO total, needless USING oldest, coalesce(base, '{}');
-  UPDATE coord.op_compaction c SET looked_at = DEFAULT WHERE c.from_seq = $1;
+  UPDATE coord.op_compaction c SET looked_at = DEFAULT WHERE c.from_seq = $1 AND c.replacement IS NULL;
   -- Where little can go, copying the rest is not worth it.
-  IF needless = 0 OR needless * 4 < total THEN
+  IF NOT FOUND OR needless = 0 OR needless * 4 < total THEN
     RETURN 0;
   END IF;
   PERFORM coord.op_partition_create(replacement, range.from_seq, range.to_seq);
   EXECUTE format('WITH kept AS (INSERT INTO coord.%I SELECT o.* FROM coord.%I o '
                  'WHERE NOT (o.recorded_at < $1 AND coord.op_is_needless(o::coord.op, $2)) RETURNING 1) '
-                 'UPDATE coord.op_compaction c SET replacement = $3, copied = pg_current_snapshot(), '
+                 'UPDATE coord.op_compaction c SET replacement = $3, copied = pg_current_snapshot(), copied_by = pg_current_xact_id(), '
                  'dropped = c.dropped + (SELECT count(*) FROM coord.%I) - (SELECT count(*) FROM kept) WHERE c.from_seq = $4',
                  replacement, range.name, range.name)
     USING oldest, base, replacement, from_seq;
@@ -416,11 +449,18 @@ DECLARE
   compaction coord.op_compaction;
   is_empty boolean;
 BEGIN
-  PERFORM coord.op_partition_patience();
+  PERFORM coord.read_committed_required('coord.op_compact'), coord.op_partition_patience();
   -- Whoever appends has the log locked until the transaction ends; then no partition changes any more.
   LOCK TABLE ONLY coord.op IN ACCESS EXCLUSIVE MODE;
   SELECT r.* INTO STRICT range FROM coord.op_range r WHERE r.from_seq = $1;
   SELECT c.* INTO STRICT compaction FROM coord.op_compaction c WHERE c.from_seq = $1 AND c.replacement IS NOT NULL;
+  -- Whoever has an older snapshot, as a dump that has just begun, would find neither a row nor its copy.
+  IF EXISTS (SELECT FROM pg_stat_activity a
+              WHERE a.datname = current_database() AND a.backend_type = 'client backend' AND a.pid <> pg_backend_pid()
+                AND (age(a.backend_xmin) >= age(compaction.copied_by::xid)
+                     OR a.backend_xmin IS NOT NULL AND a.xact_start < clock_timestamp() - interval '1 s')) THEN
+    RAISE lock_not_available USING MESSAGE = 'a transaction may yet read what is to be left out of the log';
+  END IF;
   -- A snapshot does not list its own transaction, whose rows were copied too.
   EXECUTE format('INSERT INTO coord.%I SELECT o.* FROM coord.%I o '
                  'WHERE o.local_xid >= pg_snapshot_xmin($1) AND NOT pg_visible_in_snapshot(o.local_xid, $1) ON CONFLICT DO NOTHING',
@@ -434,7 +474,7 @@ BEGIN
     EXECUTE format('ALTER TABLE coord.%I RENAME TO %I', compaction.replacement, range.name);
     PERFORM coord.op_partition_attach(range.name, range.from_seq, range.to_seq);
   END IF;
-  UPDATE coord.op_compaction c SET replacement = NULL, copied = NULL WHERE c.from_seq = $1;
+  UPDATE coord.op_compaction c SET replacement = NULL, copied = NULL, copied_by = NULL WHERE c.from_seq = $1;
 END
 $$;
 COMMENT ON FUNCTION op_compaction_end(bigint) IS 'puts what stays of a partition in its place';
@@ -459,27 +499,27 @@ COMMENT ON FUNCTION checkpoint_is_due() IS 'whether a checkpoint is to be made f
 CREATE FUNCTION retention_is_due() RETURNS boolean
   LANGUAGE sql VOLATILE
   SET search_path = pg_catalog, coord, pg_temp
-  RETURN EXISTS (SELECT FROM coord.op_compaction c WHERE c.replacement IS NOT NULL) OR coord.checkpoint_is_due();
+  RETURN EXISTS (SELECT FROM coord.op_compaction c WHERE c.replacement IS NOT NULL) OR coord.op_partition_is_large() OR coord.checkpoint_is_due();
 COMMENT ON FUNCTION retention_is_due() IS 'whether there is something to be left out of the log';
 
-CREATE FUNCTION op_compact() RETURNS bigint
-  LANGUAGE plpgsql VOLATILE
-  SET search_path = pg_catalog, coord, pg_temp
+-- A procedure, so that each partition is locked for its own time only; and those have no search path of their own.
+CREATE PROCEDURE op_compact()
+  LANGUAGE plpgsql
 AS $$
 DECLARE
   part bigint;
-  needless bigint := 0;
 BEGIN
-  FOR part IN SELECT r.from_seq FROM coord.op_range r JOIN coord.op_compaction c USING (from_seq) WHERE c.replacement IS NULL ORDER BY 1 LOOP
-    needless := needless + coord.op_compaction_begin(part);
+  FOR part IN SELECT r.from_seq FROM coord.op_range r ORDER BY r.from_seq LOOP
+    PERFORM coord.op_compaction_begin(part);
+    COMMIT;
+    IF EXISTS (SELECT FROM coord.op_compaction c WHERE c.from_seq OPERATOR(pg_catalog.=) part AND c.replacement IS NOT NULL) THEN
+      PERFORM coord.op_compaction_end(part);
+      COMMIT;
+    END IF;
   END LOOP;
-  FOR part IN SELECT c.from_seq FROM coord.op_compaction c WHERE c.replacement IS NOT NULL ORDER BY 1 LOOP
-    PERFORM coord.op_compaction_end(part);
-  END LOOP;
-  RETURN needless;
 END
 $$;
-COMMENT ON FUNCTION op_compact() IS 'leaves out of every partition what can go, now; returns how many operations that were';
+COMMENT ON PROCEDURE op_compact() IS 'leaves out of every partition what can go, now';
 
 -- For administrators.
 
@@ -494,9 +534,10 @@ COMMENT ON COLUMN op_partition.operations IS 'as PostgreSQL estimates';
 COMMENT ON COLUMN op_partition.dropped IS 'operations left out so far';
 
 REVOKE ALL ON FUNCTION op_partition_patience(), op_partition_create(text, bigint, bigint), op_partition_attach(text, bigint, bigint),
-  op_partition_drop(text), op_partition_add(bigint), op_partition_wanted(), op_partition_tend(), op_base_move(vclock, text), checkpoint_frontier(),
+  op_partition_drop(text), op_partition_add(bigint), op_partition_wanted(), op_partition_is_large(), op_partition_tend(), op_base_move(vclock, text), checkpoint_frontier(),
   state_hash_at(vclock), op_append_own(text, text, jsonb), op_is_below(vclock, text), trim_of_conversations(vclock, bigint),
   trim_of_records(vclock, text, bigint, interval), trim_append(vclock), checkpoint(), checkpoint_mismatch(text, text, text),
   checkpoint_take(), rebase(), op_is_needless(op, vclock), op_retention_limit(), op_compaction_begin(bigint),
-  op_compaction_end(bigint), checkpoint_is_due(), retention_is_due(), op_compact() FROM PUBLIC;
+  op_compaction_end(bigint), checkpoint_is_due(), retention_is_due(), read_committed_required(text) FROM PUBLIC;
+REVOKE ALL ON PROCEDURE op_compact() FROM PUBLIC;
 GRANT SELECT ON op_partition, op_compaction, retention_rule TO coord_monitor;

@@ -342,6 +342,16 @@ pub fn in_transaction_block(function: &str) -> Error {
     )
 }
 
+/// A function that needs to see what has committed meanwhile.
+pub fn isolation_too_strict(function: &str) -> Error {
+    Error::new(
+        SqlState::ActiveTransaction,
+        format!("{function} needs isolation level READ COMMITTED"),
+    )
+    .detail("It goes by what others have committed since the transaction began.")
+    .hint("Call it in a transaction of its own: BEGIN ISOLATION LEVEL READ COMMITTED.")
+}
+
 /// A peer that does not answer, or answers with an error.
 pub fn peer_unreachable(peer: &str, reason: &str) -> Error {
     Error::new(

@@ -57,25 +57,34 @@ pub fn pump(
     Ok(pumped)
 }
 
-/// Takes everything that the peer holds and this node lacks; returns how many operations were new. What this
-/// node holds is told as of before, because all that it takes may yet be rolled back.
+/// What this node holds, to be told while it takes more that may yet be rolled back.
+pub fn held(replica: &mut dyn Replica, peer: &str) -> Result<Vec<u8>> {
+    Ok(reader(replica, peer)?.frontier)
+}
+
+/// Takes everything that the peer holds and this node lacks, and tells it no more than was `held` before.
 pub fn pull(
     replica: &mut dyn Replica,
     peer: &str,
+    held: &[u8],
     mut call: impl FnMut(Message) -> Result<Message>,
-) -> Result<u64> {
-    let held = reader(replica, peer)?.frontier;
-    let mut folded = 0;
+) -> Result<()> {
+    let mut taken_from = None;
     loop {
         let own = Reader {
-            frontier: held.clone(),
+            frontier: held.to_vec(),
             ..reader(replica, peer)?
         };
+        // Where this node does not move on it would be given the same again.
+        if taken_from.replace(own.position.clone()).as_ref() == Some(&own.position) {
+            return Ok(());
+        }
         let answer = ask(replica, peer, &own, None, &mut call)?;
-        folded += receive_reports(replica, &answer)?;
+        receive_reports(replica, &answer)?;
+        // The last one of a window does not say yet that this is all.
         let batch = answer.reports.and_then(|reports| reports.batch);
-        if !batch.is_some_and(|batch| batch.is_cut_off()) {
-            return Ok(folded);
+        if batch.is_none_or(|batch| batch.frontier.is_some()) {
+            return Ok(());
         }
     }
 }

@@ -41,7 +41,11 @@ impl Retention {
         let may_try = self
             .partitions_not_before
             .is_none_or(|moment| moment <= now);
-        if may_try && !holds(c"SELECT coord.op_partition_tend()").unwrap_or(true) {
+        let is_made = || {
+            holds(c"SELECT coord.op_partition_is_large() OR coord.op_partition_tend()")
+                .unwrap_or(false)
+        };
+        if may_try && !is_made() {
             self.partitions_not_before = Some(now + DELAY);
         }
         if holds(c"SELECT coord.retention_is_due()").unwrap_or(false) {
@@ -73,6 +77,10 @@ pub extern "C-unwind" fn pg_test_compactor_main(argument: pg_sys::Datum) {
     // It holds locks while it copies, and gives way to who wants more of them: DROP EXTENSION, as the worker does.
     background::set_options(&[(c"lock_timeout", c"500ms")]);
     let steps = [
+        (
+            c"SELECT 'the default partition' WHERE coord.op_partition_is_large()",
+            c"SELECT coord.op_partition_tend() WHERE $1 IS NOT NULL",
+        ),
         (
             c"SELECT 'the log' WHERE coord.checkpoint_is_due()",
             c"SELECT coord.checkpoint() WHERE $1 IS NOT NULL",

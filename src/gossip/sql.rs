@@ -216,15 +216,18 @@ fn rebase() -> SqlResult<FlatResult> {
     let taken = spi::connect(|spi| {
         let mut transport = start_transport()?;
         let mut database = Database::open(spi, Standpoint::BeforeCommit)?;
+        // In the order of coord.checkpoint, which changes what is taken here after this.
+        spi.write(c"LOCK TABLE coord.op_base IN SHARE ROW EXCLUSIVE MODE", &[]);
+        let held = pump::held(&mut database, "")?;
         for peer in peers::peers(spi, None)? {
             statistics::step_failed();
-            let pulled = pump::pull(&mut database, &peer.name, |message| {
+            let pulled = pump::pull(&mut database, &peer.name, &held, |message| {
                 Message::decode(&call(&mut transport, &peer, message)?)
             });
             match pulled {
-                Ok(_) => statistics::step_done(),
+                Ok(()) => statistics::step_done(),
                 Err(failure) => {
-                    pgrx::warning!("nothing was taken from \"{}\": {failure}", peer.name)
+                    pgrx::warning!("not everything was taken from \"{}\": {failure}", peer.name)
                 }
             }
         }

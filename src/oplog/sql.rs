@@ -265,7 +265,7 @@ fn op_append_many(ops: Option<Flat>) -> SqlResult<FlatResult> {
     Ok(receipts)
 }
 
-/// Appends an array of turns; None when something else is in it.
+/// Appends an array of turns; None when something else is in it, or nothing that can be appended.
 fn append_turns(
     spi: &Session,
     log: &Log,
@@ -273,20 +273,23 @@ fn append_turns(
     ops: Flat,
 ) -> Result<Option<Vec<Appended>>, Error> {
     let given = spi.write(
-        c"SELECT p.scope, p.surface = 'conversation', p.payload, p.tenant_id FROM coord.op_parse($1) p",
+        c"SELECT e.op ->> 'scope', e.op -> 'payload', (e.op ->> 'tenant_id')::uuid,
+                 e.op ->> 'surface' = 'conversation' AND e.op ->> 'scope' IS NOT NULL
+                 AND e.op -> 'payload' IS NOT NULL
+            FROM jsonb_array_elements($1) e(op)",
         &[Value::Json(ops)],
     );
     let rows = 0..given.len();
-    if !rows.clone().all(|row| given.get(row, 1) == Some(true)) {
+    if !rows.clone().all(|row| given.get(row, 3) == Some(true)) {
         return Ok(None);
     }
-    let scopes: Vec<String> = rows.clone().filter_map(|row| given.get(row, 0)).collect();
+    let scopes: Vec<Option<String>> = rows.clone().map(|row| given.get(row, 0)).collect();
     let turns: Vec<Turn> = rows
         .map(|row| Turn {
-            scope: &scopes[row],
+            scope: scopes[row].as_deref().unwrap_or_default(),
             // SAFETY: a jsonb, which lives as long as the rows.
-            payload: unsafe { Payload::new(given.datum(row, 2).0) },
-            tenant: given.get(row, 3),
+            payload: unsafe { Payload::new(given.datum(row, 1).0) },
+            tenant: given.get(row, 2),
         })
         .collect();
     log.append(actor, &turns)

@@ -1,6 +1,7 @@
 //! Binds what nodes say of retention to SQL; the declarations are in `sql/fold.sql` and
 //! `sql/retention.sql`.
 
+use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 use super::content;
@@ -20,4 +21,15 @@ fn checkpoint_is_whole(payload: &str) -> bool {
 #[pg_extern(sql = false)]
 fn checkpoint_mismatch(origin: &str, expected: &str, found: &str) -> SqlResult<FlatResult> {
     Err(error::checkpoint_mismatch(origin, expected, found).into())
+}
+
+/// Refuses to go on where all statements of a transaction see what the first one has seen.
+#[pg_extern(sql = false)]
+fn read_committed_required(what: &str) -> SqlResult<()> {
+    // SAFETY: a plain variable of this process.
+    let level = unsafe { pg_sys::XactIsoLevel };
+    if level > pg_sys::XACT_READ_COMMITTED.cast_signed() {
+        return Err(error::isolation_too_strict(what).into());
+    }
+    Ok(())
 }

@@ -5,7 +5,7 @@ use strict;
 use warnings;
 
 use JSON::PP ();
-use PgTest::Lease qw(ahead refusal session pid_of answer stop_and_wait wait_until);
+use PgTest::Lease qw(ahead refusal session pid_of answer stop_and_wait stop_worker wait_until);
 use PgTest::Mesh;
 use PostgreSQL::Test::Utils ();
 use Test::More;
@@ -322,7 +322,7 @@ like(refusal($mesh->node('a'), renew('again', 'a', 2, '10 min')), qr/^55000: lea
 is($mesh->sql('a', renew('again', 'b', 1, '10 min') . ' > 0'), 't', 'the new one renews');
 
 # Before the worker has noticed, the new table says nothing of the memory that renewals stay in.
-stop_and_wait($mesh->sql('a', q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'pg_test worker'}));
+stop_worker($mesh->node('a'));
 $mesh->sql('a', q{DROP EXTENSION pg_test CASCADE; CREATE EXTENSION pg_test; SELECT coord.node_init('a')});
 $mesh->sql('a', ahead(-3600) . acquire('early', 'a', '10 min'));
 $renewed = $mesh->sql('a', renew('early', 'a', 1, '10 min'));

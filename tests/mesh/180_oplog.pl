@@ -3,7 +3,7 @@
 use strict;
 use warnings;
 
-use PgTest::Lease qw(refusal session stop_and_wait);
+use PgTest::Lease qw(refusal session stop_worker);
 use PgTest::Load;
 use PgTest::Mesh;
 use Test::More;
@@ -129,8 +129,7 @@ agrees($count, 'once it is back');
 
 # ---- an exchange by hand, while the workers are stopped
 
-my %worker = map { $_ => $mesh->sql($_, 'SELECT coord.gossip_worker()') } $mesh->names;
-stop_and_wait($_) foreach values %worker;
+my %worker = map { $_ => stop_worker($mesh->node($_)) } $mesh->names;
 $mesh->sql('a', turn('pump', 'user', "from a, $_")) foreach 1 .. 3;
 $mesh->sql('b', turn('pump', 'user', "from b, $_")) foreach 1 .. 2;
 $count += 5;

@@ -3,7 +3,7 @@
 use strict;
 use warnings;
 
-use PgTest::Lease qw(session stop_and_wait);
+use PgTest::Lease qw(session stop_worker);
 use PgTest::Load;
 use PgTest::Mesh;
 use Test::More;
@@ -66,8 +66,7 @@ agrees('what is older than the streams comes as well');
 
 # ---- by streams alone
 
-my %worker = map { $_ => $mesh->sql($_, 'SELECT coord.gossip_worker()') } $mesh->names;
-stop_and_wait($_) foreach values %worker;
+my %worker = map { $_ => stop_worker($mesh->node($_)) } $mesh->names;
 $mesh->sql($_, turn('talk', 'user', "from $_")) foreach $mesh->names;
 agrees('what is appended while no worker runs');
 kill 'CONT', values %worker;

@@ -3,12 +3,12 @@
 use strict;
 use warnings;
 
-use PgTest::Lease qw(refusal session stop_and_wait);
+use PgTest::Lease qw(refusal session stop_worker);
 use PgTest::Mesh;
 use Test::More;
 
 # By gossip: a stream brings also what has been left out since.
-my $mesh = PgTest::Mesh->new(names => [ 'a', 'b', 'c' ], conf => "wal_level = replica\ncoord.gossip_interval = '100ms'");
+my $mesh = PgTest::Mesh->new(names => [ 'a', 'b', 'c' ], conf => "wal_level = replica\ncoord.gossip_interval = '100ms'\ncoord.gossip_batch = 50");
 my @voters = ('a', 'b');
 
 sub turn { return sprintf q{SELECT coord.record_turn('personal', '%s', 'user', '%s') ->> 'op_id'}, @_; }
@@ -54,7 +54,13 @@ sub checkpoint
 }
 
 # What could be left out of the log of a node, and was.
-sub compacted { return $mesh->sql($_[0], q{SET coord.op_retention = 0; SELECT coord.op_compact()}); }
+sub compacted
+{
+	my ($name) = @_;
+	my $whole = $mesh->sql($name, 'SELECT count(*) FROM coord.op');
+	$mesh->sql($name, "SET coord.op_retention = 0;\nCALL coord.op_compact();");
+	return $whole - $mesh->sql($name, 'SELECT count(*) FROM coord.op');
+}
 
 $mesh->join_all;
 foreach my $name (@voters)
@@ -78,7 +84,7 @@ $mesh->node('c')->backup('old');
 
 # ---- one is away: it has said something that nobody has heard, and what goes on it does not hear
 
-stop_and_wait($mesh->sql('c', 'SELECT coord.gossip_worker()'));
+stop_worker($mesh->node('c'));
 $mesh->suspend($_) foreach @voters;
 $mesh->sql('c', turn('talk', 'unheard'));
 $mesh->sql('c', q{SELECT coord.op_append('shared:acme', 'declagent', '{"id": "of c"}')});
@@ -186,8 +192,16 @@ $mesh->sql('b', q{UPDATE coord.op_compaction SET looked_at = looked_at - interva
 $mesh->wait_for('b', q{SELECT count(*) FROM coord.op_compaction WHERE replacement IS NOT NULL}, '1', 'it copies what stays while a transaction is open');
 $mesh->sql('b', q{SELECT coord.op_append('personal', 'skill', '{"id": "quick"}')});
 cmp_ok($mesh->sql('b', $count), '>', $before, 'and while that is, the log is whole');
+my $reader = session($mesh->node('b'));
+$reader->query_safe('BEGIN ISOLATION LEVEL REPEATABLE READ');
+$reader->query_safe('SELECT pg_current_snapshot()');
+$before = $mesh->sql('b', $count);
 $open->query_safe('COMMIT');
 $open->quit;
+like(refusal($mesh->node('b'), q{SELECT coord.op_compaction_end(0)}), qr/^55P03: a transaction may yet read/, 'also one that may yet read the whole log is waited for');
+is($reader->query_safe($count), $before, 'which it does');
+$reader->query_safe('COMMIT');
+$reader->quit;
 $mesh->wait_for('b', q{SELECT count(*) FROM coord.op_compaction WHERE replacement IS NOT NULL}, '0', 'then the rest is left out');
 cmp_ok($mesh->sql('b', $count), '<', $before - 400, 'of the log');
 cmp_ok($mesh->sql('b', $dropped), '>', $so_far + 400, 'and counted');

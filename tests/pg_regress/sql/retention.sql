@@ -126,14 +126,16 @@ CALL wait_until('NOT EXISTS (SELECT FROM coord.trimmed WHERE NOT is_settled)');
 SELECT checkpoint() -> 'published' AS published;
 SELECT state_hash() AS hash, count(*) AS before FROM op \gset
 -- Nothing is old enough, and then everything is.
-SELECT op_compact();
+CALL op_compact();
+SELECT :before - count(*) AS dropped FROM op;
 SET coord.op_retention = 0;
-SELECT op_compact() AS dropped;
+CALL op_compact();
 SELECT :before - count(*) AS dropped, count(*) FILTER (WHERE surface = 'conversation') AS turns, count(*) FILTER (WHERE surface = 'declagent') AS declagents,
        state_hash() = :'hash' AS is_the_same, op_refold() AS differing
   FROM op;
 SELECT partition, dropped FROM op_partition WHERE dropped > 0;
-SELECT op_compact() AS again;
+CALL op_compact();
+SELECT partition, dropped FROM op_partition WHERE dropped > 0;
 :stable;
 SELECT checkpoint() ->> 'checkpoint_hash' = :'hash' AS is_the_same;
 -- What comes again is known.
@@ -146,7 +148,8 @@ SELECT count(*) - :before AS come_again FROM op;
 SELECT appended(20);
 :stable;
 SELECT checkpoint() ->> 'checkpoint_hash' = state_hash() AS is_the_state;
-SELECT op_compact() AS dropped, op_refold() AS differing;
+CALL op_compact();
+SELECT op_refold() AS differing, dropped FROM op_partition WHERE dropped > 0;
 -- While one is being put in its place, and what had come meanwhile.
 SELECT appended(30);
 :stable;
@@ -154,6 +157,16 @@ SELECT checkpoint() -> 'published' AS published, op_compaction_begin(0) > 10 AS 
 SELECT appended(3), state_hash() IS NOT NULL AS goes_on;
 SELECT op_compaction_end(0);
 SELECT op_refold() AS differing, (SELECT count(*) FROM op) = (SELECT count(*) FROM op_0) AS is_all_there;
+-- Not by what a transaction saw when it began.
+BEGIN ISOLATION LEVEL REPEATABLE READ;
+SELECT checkpoint();
+ROLLBACK;
+BEGIN ISOLATION LEVEL SERIALIZABLE;
+SELECT op_compaction_begin(0);
+ROLLBACK;
+BEGIN;
+CALL op_compact();
+ROLLBACK;
 -- Also one that was begun goes with the extension.
 SELECT appended(40);
 :stable;

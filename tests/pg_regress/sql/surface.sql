@@ -1,4 +1,9 @@
 -- What the extension puts into a database, and who may use it. A new object shows up here.
+-- In a database of its own, where no worker makes partitions of the log.
+SELECT current_database() AS regression \gset
+CREATE DATABASE regress_surface TEMPLATE template0 ENCODING 'UTF8' LC_COLLATE 'C' LC_CTYPE 'C';
+\c regress_surface
+CREATE EXTENSION pg_test;
 SET search_path = public, coord;
 CREATE TEMP VIEW own AS
   SELECT d.classid, d.objid FROM pg_depend d JOIN pg_extension e ON e.oid = d.refobjid
@@ -110,3 +115,6 @@ DROP VIEW own_function, own;
 -- Settings
 --
 SELECT name, setting, unit, context, min_val, max_val FROM pg_settings WHERE name LIKE 'coord.%' ORDER BY name;
+
+\c :regression
+DROP DATABASE regress_surface;

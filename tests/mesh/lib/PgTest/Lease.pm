@@ -22,7 +22,7 @@ use warnings;
 use Exporter 'import';
 use Time::HiRes qw(sleep time);
 
-our @EXPORT_OK = qw(ahead refusal session pid_of answer stop_and_wait wait_until);
+our @EXPORT_OK = qw(ahead refusal session pid_of answer stop_and_wait stop_worker wait_until);
 
 =head1 FUNCTIONS
 
@@ -96,6 +96,29 @@ sub stop_and_wait
 		return <$stat> =~ /^\d+ \(.*\) T/;
 	});
 	return;
+}
+
+=head2 stop_worker($node)
+
+Stops the worker of a node while it waits for something to do: else others could wait for what it holds, be it only
+a lock in shared memory. Returns its process.
+
+=cut
+
+sub stop_worker
+{
+	my ($node) = @_;
+	my $pid = $node->safe_psql('postgres', 'SELECT coord.gossip_worker()');
+	wait_until('the worker stops while it has nothing to do', sub {
+		stop_and_wait($pid);
+		my $timed_out = 0;
+		my (undef, $waits) = $node->psql('postgres', "SELECT wait_event_type = 'Extension' FROM pg_stat_activity WHERE pid = $pid",
+			timeout => 5, timed_out => \$timed_out);
+		return 1 if !$timed_out && $waits eq 't';
+		kill 'CONT', $pid;
+		return 0;
+	});
+	return $pid;
 }
 
 =head2 wait_until($what, $condition)
