@@ -6,7 +6,7 @@
 use std::fmt;
 
 use serde::Deserialize;
-use serde::de::{Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeOwned, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 
 use crate::error::{Result, malformed_text, out_of_range};
 
@@ -30,6 +30,12 @@ pub enum Value {
 pub fn parse_strict(type_name: &str, text: &str) -> Result<Value> {
     serde_json::from_str(text)
         .map_err(|error| malformed_text(type_name, format!("The JSON cannot be read: {error}.")))
+}
+
+/// What a payload says. None for anything but an object: an array would be read as well.
+pub fn parse_object<T: DeserializeOwned>(payload: &str) -> Option<T> {
+    let object = payload.starts_with('{').then_some(payload)?;
+    serde_json::from_str(object).ok()
 }
 
 /// A counter, 0 to 2^63 - 1. `part` names it in the DETAIL.

@@ -16,8 +16,8 @@ use pgrx::pg_sys::pqsignal;
 use pgrx::pg_sys::pqsignal_be as pqsignal;
 use pgrx::prelude::*;
 
-use crate::process;
 use crate::spi::{self, Session};
+use crate::{heap, process};
 
 unsafe extern "C-unwind" {
     // Core's own handlers. pgrx's set a flag that does not interrupt a query; and what pg_sys
@@ -141,6 +141,21 @@ pub fn warn_of_missing_slot(process: &str, consequence: &str) {
     .set_detail(consequence)
     .set_hint("Raise max_worker_processes.")
     .report(PgLogLevel::WARNING);
+}
+
+/// What a question says, or a function that tends something, in a transaction of its own. None when it failed, which
+/// is logged, and where the extension is of a version without this table.
+pub fn ask(table: &'static CStr, question: &'static CStr, subject: &str) -> Option<bool> {
+    let answer = transaction(|spi| {
+        if !heap::is_there(table) {
+            return Ok(None);
+        }
+        Ok(spi.write(question, &[]).get(0, 0))
+    });
+    answer.unwrap_or_else(|reason| {
+        pgrx::log!("pg_test: could not tend {subject}: {reason}");
+        None
+    })
 }
 
 /// Runs `work` in a transaction of its own. An error of PostgreSQL or of the rules rolls it back

@@ -45,10 +45,10 @@ impl Helper {
 
     /// Sees to it that one runs, or will soon.
     pub fn start(&mut self) {
-        let now = Instant::now();
-        if self.is_running() || self.not_before.is_some_and(|moment| moment > now) {
+        if !self.may_start() {
             return;
         }
+        let now = Instant::now();
         let Errand { name, function, .. } = self.errand;
         self.not_before = Some(now + self.errand.delay);
         let started = Process::start(name, function, process::own_database());
@@ -58,6 +58,11 @@ impl Helper {
         } else if !std::mem::replace(&mut self.has_warned, true) {
             background::warn_of_missing_slot(&format!("a {name}"), self.errand.consequence);
         }
+    }
+
+    /// Whether none runs, and the last one has begun long enough ago.
+    pub fn may_start(&mut self) -> bool {
+        !self.is_running() && (self.not_before).is_none_or(|moment| moment <= Instant::now())
     }
 
     fn is_running(&mut self) -> bool {

@@ -1,13 +1,13 @@
 //! Retention, in the background: the worker makes partitions ahead, and a process of its own makes checkpoints and
 //! leaves out of the log what can go, for which it reads all of it.
 
+use std::ffi::CStr;
 use std::time::{Duration, Instant};
 
 use pgrx::prelude::*;
 
-use super::background::{self, transaction};
+use super::background;
 use super::helper::{self, Errand, Helper};
-use crate::heap;
 
 /// A transaction that keeps partitions from changing may stay open for hours, and each attempt holds up others for
 /// as long as it waits.
@@ -48,25 +48,16 @@ impl Retention {
         if may_try && !is_made() {
             self.partitions_not_before = Some(now + DELAY);
         }
-        if holds(c"SELECT coord.retention_is_due()").unwrap_or(false) {
+        if self.compactor.may_start() && holds(c"SELECT coord.retention_is_due()").unwrap_or(false)
+        {
             self.compactor.start();
         }
     }
 }
 
-/// What a question says; None when it could not be put, and while there is no log.
-fn holds(question: &'static std::ffi::CStr) -> Option<bool> {
-    let answer = transaction(|spi| {
-        // An extension of an earlier version has no operation log.
-        if !heap::is_there(c"op_base") {
-            return Ok(None);
-        }
-        Ok(spi.write(question, &[]).get(0, 0))
-    });
-    answer.unwrap_or_else(|reason| {
-        pgrx::log!("pg_test: could not tend the partitions of the operation log: {reason}");
-        None
-    })
+/// None when it could not be asked, and while there is no log.
+fn holds(question: &'static CStr) -> Option<bool> {
+    background::ask(c"op_base", question, "the partitions of the operation log")
 }
 
 #[pg_guard]

@@ -64,10 +64,7 @@ fn answer(spi: &spi::Session, request: &Message) -> error::Result<Message> {
 /// transaction commits: hence no transaction block, and a flush at commit.
 #[pg_extern(sql = false)]
 fn gossip_exchange(message: &[u8]) -> SqlResult<Vec<u8>> {
-    // SAFETY: plain getters.
-    if unsafe { pg_sys::IsTransactionBlock() } {
-        return Err(error::in_transaction_block("coord.gossip_exchange").into());
-    }
+    check_no_transaction_block("coord.gossip_exchange")?;
     statistics::step_failed();
     let request = Message::decode(message)?;
     // Whoever speaks the version before reads only that.
@@ -82,6 +79,15 @@ fn gossip_exchange(message: &[u8]) -> SqlResult<Vec<u8>> {
     statistics::step_done();
     statistics::heard(&peer, message.len(), answer.len(), None);
     Ok(answer)
+}
+
+fn check_no_transaction_block(function: &str) -> error::Result<()> {
+    // SAFETY: a plain getter.
+    if unsafe { pg_sys::IsTransactionBlock() } {
+        Err(error::in_transaction_block(function))
+    } else {
+        Ok(())
+    }
 }
 
 /// Sends one message and waits for the answer, open to cancel and shutdown.
@@ -178,10 +184,7 @@ fn run_round(spi: &spi::Session, peer: &Peer) -> error::Result<Round> {
 /// would wait for the end of a longer transaction.
 #[pg_extern(sql = false)]
 fn sync_pump(peer: &str) -> SqlResult<JsonB> {
-    // SAFETY: a plain getter.
-    if unsafe { pg_sys::IsTransactionBlock() } {
-        return Err(error::in_transaction_block("coord.sync_pump").into());
-    }
+    check_no_transaction_block("coord.sync_pump")?;
     let (pumped, state_hash) = spi::connect(|spi| {
         let known = peers::peers(spi, Some(peer))?
             .pop()
@@ -209,10 +212,7 @@ fn sync_pump(peer: &str) -> SqlResult<JsonB> {
 /// the reasons of `sync_pump` in a transaction of its own.
 #[pg_extern(sql = false)]
 fn rebase() -> SqlResult<FlatResult> {
-    // SAFETY: a plain getter.
-    if unsafe { pg_sys::IsTransactionBlock() } {
-        return Err(error::in_transaction_block("coord.rebase").into());
-    }
+    check_no_transaction_block("coord.rebase")?;
     let taken = spi::connect(|spi| {
         let mut transport = start_transport()?;
         let mut database = Database::open(spi, Standpoint::BeforeCommit)?;

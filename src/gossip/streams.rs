@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use pgrx::prelude::*;
 
-use super::background::transaction;
+use super::background::{self, transaction};
 use super::control;
 use super::helper::{self, Errand, Helper};
+use crate::guc;
 use crate::spi::Value;
-use crate::{guc, heap};
 
 /// How often is looked, however long the interval of gossip.
 const LONGEST_UNAWARE: Duration = Duration::from_secs(1);
@@ -137,17 +137,7 @@ const CLEAR: &CStr = c"
 
 /// Runs one of the functions that compare; what it returns says whether there is more to do.
 fn tend(task: &'static CStr) -> bool {
-    let done = transaction(|spi| {
-        // An extension of an earlier version has no streams.
-        if !heap::is_there(c"stream_offer") {
-            return Ok(false);
-        }
-        Ok(spi.write(task, &[]).get(0, 0).unwrap_or(false))
-    });
-    done.unwrap_or_else(|reason| {
-        pgrx::log!("pg_test: could not tend the streams: {reason}");
-        false
-    })
+    background::ask(c"stream_offer", task, "the streams").unwrap_or(false)
 }
 
 fn heartbeat_interval() -> Duration {

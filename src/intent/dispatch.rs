@@ -4,6 +4,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::error::{Result, bad_argument};
+use crate::json::parse_object;
 use crate::lease::grant::{Lease, Standing, check_name};
 use crate::lease::report::Reported;
 
@@ -46,11 +47,7 @@ pub struct Record {
 impl Record {
     /// None for a payload that is the record of no run.
     pub fn parse(payload: &str) -> Option<Self> {
-        // An array would be read as well.
-        if !payload.starts_with('{') {
-            return None;
-        }
-        let record: Self = serde_json::from_str(payload).ok()?;
+        let record: Self = parse_object(payload)?;
         let names = [&record.agent, &record.run_id, &record.holder];
         let is_named = names.iter().all(|name| check_name("it", name).is_ok());
         let is_whole = record.epoch > 0

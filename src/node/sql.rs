@@ -155,6 +155,12 @@ pub fn confirmed_life(seen: &Latest) -> Result<Option<Life>, Error> {
     row.map(|row| life_of(&row)).transpose()
 }
 
+/// What this node counts under in that life.
+pub fn confirmed_actor() -> Result<String, Error> {
+    let life = confirmed_life(&Latest::take())?;
+    life.map(|life| life.actor).ok_or_else(error::node_unnamed)
+}
+
 fn life_of(node: &Row) -> Result<Life, Error> {
     // SAFETY: the types are those of sql/node.sql.
     let (incarnation, actor, uuid, place, started) = unsafe {

@@ -109,7 +109,7 @@ impl Log {
     /// Appends turns in their order; refuses what no log can have, before anything is written. Returns what each
     /// was appended as, or None where a partition has somebody else's triggers.
     pub fn append(&self, actor: &str, turns: &[Turn]) -> Result<Option<Vec<Appended>>> {
-        let mut numbered = turns
+        let numbered = turns
             .iter()
             .map(|turn| number(actor, turn))
             .collect::<Result<Vec<_>>>()?;
@@ -129,7 +129,7 @@ impl Log {
         });
         Ok(self.write(actor, &numbered, &order).then(|| {
             numbered
-                .drain(..)
+                .into_iter()
                 .map(|numbered| numbered.appended)
                 .collect()
         }))

@@ -90,9 +90,14 @@ pub fn check(scope: &str, surface: &str, key: &str, size: i64) -> Result<()> {
 
 /// Whether a text has the form of an operation's name.
 pub fn is_name(text: &str) -> bool {
-    let is_digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
     text.strip_prefix("op-")
-        .is_some_and(|digits| digits.len() == 32 && digits.bytes().all(is_digit))
+        .is_some_and(|digits| is_hexadecimal(digits, 32))
+}
+
+/// Whether a text is so many hexadecimal digits, as this extension writes them.
+pub fn is_hexadecimal(text: &str, digits: usize) -> bool {
+    let is_digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    text.len() == digits && text.bytes().all(is_digit)
 }
 
 /// An operation as its name is made of it.

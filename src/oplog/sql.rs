@@ -11,10 +11,10 @@ use super::append::{Appended, Log, Payload, Turn};
 use super::op::{self, Content};
 use crate::clock::{hlc, server};
 use crate::error::{self, Error};
-use crate::heap::{Access, Latest, Table};
+use crate::heap::{Access, Table};
 use crate::is_preloaded;
 use crate::lock::{Lock, Mode};
-use crate::node::sql::confirmed_life;
+use crate::node::sql::confirmed_actor;
 use crate::spi::{self, Session, Value};
 use crate::varlena::{Flat, FlatResult, SqlResult};
 
@@ -122,8 +122,7 @@ fn op_is_single() -> bool {
 /// whoever comes later.
 fn actor() -> Result<String, Error> {
     drop(Table::open(c"op", Access::Write));
-    let life = confirmed_life(&Latest::take())?;
-    life.map(|life| life.actor).ok_or_else(error::node_unnamed)
+    confirmed_actor()
 }
 
 #[pg_extern(sql = false)]
@@ -295,7 +294,6 @@ fn append_turns(
     log.append(actor, &turns)
 }
 
-/// Turns are made of the rows as they are; what is not a turn is left to `coord.op_fold`.
 const APPEND_MANY: &CStr = c"
     WITH given AS MATERIALIZED (
       SELECT g.*, nextval('coord.op_seq') AS seq, coord.hlc_now() AS hlc
@@ -308,15 +306,8 @@ const APPEND_MANY: &CStr = c"
         FROM given g
        ORDER BY g.scope, g.surface, g.key, g.seq
       RETURNING o AS op
-    ), turned AS (
-      INSERT INTO coord.turn SELECT t.* FROM appended a CROSS JOIN LATERAL coord.turn_of(a.op) t
-    ), begun AS (
-      INSERT INTO coord.conversation (scope, conversation_id)
-      SELECT k.scope, k.key
-        FROM (SELECT DISTINCT g.scope, g.key FROM given g WHERE g.surface = 'conversation') k
-       WHERE NOT EXISTS (SELECT FROM coord.conversation c WHERE (c.scope, c.conversation_id) = (k.scope, k.key))
     ), folded AS MATERIALIZED (
-      SELECT coord.op_fold(array_agg(a.op)) FROM appended a WHERE (a.op).surface <> 'conversation'
+      SELECT coord.op_fold(array_agg(a.op)) FROM appended a
     )
     SELECT coalesce(jsonb_agg(coord.op_receipt(a.op) ORDER BY (a.op).seq), '[]')
       FROM appended a, folded";

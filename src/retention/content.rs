@@ -4,9 +4,9 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 
 use crate::clock::{hlc, vclock};
+use crate::json;
 use crate::oplog::op;
 use crate::oplog::report::is_actor;
 
@@ -33,12 +33,6 @@ struct Checkpoint {
     state_hash: String,
 }
 
-/// None for anything but an object: an array would be read as well.
-fn parse<T: DeserializeOwned>(payload: &str) -> Option<T> {
-    let object = payload.starts_with('{').then_some(payload)?;
-    serde_json::from_str(object).ok()
-}
-
 /// Whether the payload of an operation of surface `retention` can be folded.
 pub fn are_trims_whole(payload: &str) -> bool {
     let is_whole = |trim: &Trim| {
@@ -48,18 +42,14 @@ pub fn are_trims_whole(payload: &str) -> bool {
             && hlc::parse(&trim.hlc).is_ok()
             && op::is_name(&trim.op_id)
     };
-    parse::<Trims>(payload).is_some_and(|said| said.trims.iter().all(is_whole))
+    json::parse_object::<Trims>(payload).is_some_and(|said| said.trims.iter().all(is_whole))
 }
 
 /// Whether the payload of an operation of surface `checkpoint` can be folded.
 pub fn is_checkpoint_whole(payload: &str) -> bool {
-    let is_hash = |text: &str| {
-        let is_digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
-        text.len() == 64 && text.bytes().all(is_digit)
-    };
-    parse::<Checkpoint>(payload).is_some_and(|said| {
+    json::parse_object::<Checkpoint>(payload).is_some_and(|said| {
         let entries = said.frontier.iter().map(|(actor, at)| (&**actor, *at));
-        is_hash(&said.state_hash)
+        op::is_hexadecimal(&said.state_hash, 64)
             && said.frontier.keys().all(|actor| is_actor(actor))
             && said.frontier.values().all(|at| *at > 0)
             && vclock::from_entries(entries).is_ok()

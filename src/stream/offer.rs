@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, malformed_binary};
+use crate::oplog::op;
 
 /// As PostgreSQL limits names.
 const MAX_SLOT_BYTES: usize = 63;
@@ -79,13 +80,11 @@ fn is_stream(name: &str) -> bool {
 /// A name that `coord.stream_slot_name` gives.
 fn is_slot(name: &str) -> bool {
     let is_letter = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
-    let is_hexadecimal = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
     let (nodes, number) = name.rsplit_once('_').unwrap_or_default();
     nodes.starts_with("coord_")
         && name.len() <= MAX_SLOT_BYTES
         && nodes.bytes().all(is_letter)
-        && number.len() == 8
-        && number.bytes().all(is_hexadecimal)
+        && op::is_hexadecimal(number, 8)
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use pgrx::prelude::*;
 use crate::error;
 use crate::heap::Latest;
 use crate::is_preloaded;
-use crate::node::sql::confirmed_life;
+use crate::node::sql::{confirmed_actor, confirmed_life};
 use crate::process;
 use crate::varlena::SqlResult;
 
@@ -47,8 +47,7 @@ fn stream_gate() -> SqlResult<Option<pgrx::Uuid>> {
 /// What this node's rows are told as.
 #[pg_extern(sql = false)]
 fn stream_actor() -> SqlResult<String> {
-    let life = confirmed_life(&Latest::take())?.ok_or_else(error::node_unnamed)?;
-    Ok(life.actor)
+    Ok(confirmed_actor()?)
 }
 
 #[pg_extern(sql = false)]
