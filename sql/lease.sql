@@ -79,6 +79,7 @@ CREATE TABLE lease_report (
   learned_from text COLLATE "C",
   local_xid xid8 NOT NULL DEFAULT pg_current_xact_id(),
   number bigint NOT NULL DEFAULT nextval('report_number'),
+  has_lapsed boolean NOT NULL DEFAULT false,
   PRIMARY KEY (resource, node)
 );
 COMMENT ON TABLE lease_report IS 'last grant of each resource on each node, as the node reported it';
@@ -88,6 +89,7 @@ COMMENT ON COLUMN lease_report.expires_at IS 'by the lease clock of this node';
 COMMENT ON COLUMN lease_report.heard_at IS 'when this was heard here, or reported for a lease of this node';
 COMMENT ON COLUMN lease_report.version IS 'grows with every report of the node about the resource';
 COMMENT ON COLUMN lease_report.learned_from IS 'peer that passed it on; NULL for a lease of this node';
+COMMENT ON COLUMN lease_report.has_lapsed IS 'the node has left or was removed: what it said until then holds up nobody, until it says so again';
 CREATE INDEX lease_report_local_xid ON lease_report (local_xid, number);
 
 -- Reports that nothing has changed write nothing.

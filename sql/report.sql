@@ -37,6 +37,12 @@ CREATE FUNCTION report_body(report op) RETURNS jsonb
     'recorded_at', (extract(epoch FROM report.recorded_at) * 1000000)::bigint, 'tenant_id', report.tenant_id));
 COMMENT ON FUNCTION report_body(op) IS 'an operation as it travels by gossip';
 
+CREATE FUNCTION report_version(report lease_report, sender text) RETURNS bigint
+  LANGUAGE sql STABLE
+  RETURN CASE WHEN report.has_lapsed AND (report.node = sender OR EXISTS (SELECT FROM coord.member m WHERE m.node = report.node)) THEN -1
+              ELSE report.version END;
+COMMENT ON FUNCTION report_version(lease_report, text) IS 'what a report has to lie above to be news: of a node that is a member again, or says so itself, it can be the same one';
+
 CREATE FUNCTION op_insert(ops jsonb[]) RETURNS bigint
   LANGUAGE sql VOLATILE STRICT
   SET search_path = pg_catalog, coord, pg_temp
@@ -105,28 +111,30 @@ COMMENT ON FUNCTION op_learn(jsonb[]) IS 'puts operations that a peer gave into 
 
 -- Rows are taken in the order of their keys: two peers may give the same ones at once; and what is no news
 -- is not touched. Of its own leases a node believes nobody: what an earlier life has granted lies below the
--- epochs of this one.
+-- epochs of this one. What a node said that has left or was removed goes on being passed on, for instance to a peer
+-- that begins a new life and by it: it is no news, or lapses as it comes.
 CREATE FUNCTION report_learn(sender text, reports jsonb) RETURNS bigint
   LANGUAGE sql VOLATILE STRICT
   SET search_path = pg_catalog, coord, pg_temp
 AS $$
-  INSERT INTO coord.lease_report AS r (resource, node, holder, epoch, has_ended, expires_at, version, learned_from)
+  INSERT INTO coord.lease_report AS r (resource, node, holder, epoch, has_ended, expires_at, version, learned_from, has_lapsed)
   SELECT l.resource, l.node, l.holder, l.epoch, l.has_ended,
-         coord.lease_now() + l.time_left * interval '1 microsecond', l.version, sender
+         coord.lease_now() + CASE WHEN h.has_left THEN 0 ELSE l.time_left END * interval '1 microsecond', l.version, sender, h.has_left
     FROM jsonb_array_elements(reports) AS e(report)
    CROSS JOIN LATERAL jsonb_to_record(e.report -> 'lease')
      AS l(resource text, node text, holder text, epoch bigint, has_ended boolean, version bigint, time_left bigint)
+   CROSS JOIN LATERAL (SELECT EXISTS (SELECT FROM coord.roster n WHERE n.name = l.node AND n.status = 'left') AS has_left) h
    WHERE e.report ? 'lease'
      AND NOT EXISTS (SELECT FROM coord.local_node n WHERE n.name = l.node)
      AND NOT EXISTS (SELECT FROM coord.lease_report k
                       WHERE (k.resource, k.node) = (l.resource, l.node)
-                        AND (k.epoch, k.has_ended, k.version) >= (l.epoch, l.has_ended, l.version))
+                        AND (k.epoch, k.has_ended, coord.report_version(k, sender)) >= (l.epoch, l.has_ended, l.version))
    ORDER BY l.resource COLLATE "C", l.node COLLATE "C"
   ON CONFLICT ON CONSTRAINT lease_report_pkey DO UPDATE
      SET holder = excluded.holder, epoch = excluded.epoch, has_ended = excluded.has_ended,
          expires_at = excluded.expires_at, heard_at = DEFAULT, version = excluded.version,
-         learned_from = excluded.learned_from, local_xid = DEFAULT, number = DEFAULT
-   WHERE (excluded.epoch, excluded.has_ended, excluded.version) > (r.epoch, r.has_ended, r.version);
+         learned_from = excluded.learned_from, local_xid = DEFAULT, number = DEFAULT, has_lapsed = excluded.has_lapsed
+   WHERE (excluded.epoch, excluded.has_ended, excluded.version) > (r.epoch, r.has_ended, coord.report_version(r, sender));
 
   SELECT coord.op_learn(ARRAY(SELECT e.report -> 'op' FROM jsonb_array_elements(reports) AS e(report) WHERE e.report ? 'op'))
 $$;
@@ -173,7 +181,7 @@ AS $$
      ORDER BY r.resource, r.node
        FOR UPDATE OF r
   ), lapsed AS (
-    UPDATE coord.lease_report r SET expires_at = coord.lease_now(), version = 0
+    UPDATE coord.lease_report r SET expires_at = coord.lease_now(), has_lapsed = true
       FROM live l WHERE (r.resource, r.node) = (l.resource, l.node)
     RETURNING 1)
   SELECT count(*) FROM lapsed
@@ -259,7 +267,7 @@ CREATE FUNCTION stable_frontier() RETURNS vclock
                    WHERE m.role = 'voter' AND m.node <> coord.node_name()) h);
 COMMENT ON FUNCTION stable_frontier() IS 'what this node and every voter hold, as far as they have said';
 
-REVOKE ALL ON FUNCTION report_body(lease_report), report_body(op), op_insert(jsonb[]), op_learn(jsonb[]), report_learn(text, jsonb),
+REVOKE ALL ON FUNCTION report_version(lease_report, text), report_body(lease_report), report_body(op), op_insert(jsonb[]), op_learn(jsonb[]), report_learn(text, jsonb),
   gossip_wake_appended(), report_lapse_ask(), report_lapse(), report_epoch_range(), op_frontier_capped(vclock), op_frontier_of(text, bigint), frontier(), heartbeat_send(),
   op_acknowledge(text, vclock), stable_frontier() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION frontier(), stable_frontier() TO coord_agent, coord_monitor;

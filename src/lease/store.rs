@@ -335,7 +335,7 @@ mod report_column {
     pub const EXPIRES_AT: usize = 5;
     pub const HEARD_AT: usize = 6;
     pub const LEARNED_FROM: usize = 8;
-    pub const COUNT: usize = 11;
+    pub const COUNT: usize = 12;
 }
 
 /// What was heard of a resource from other nodes.

@@ -216,7 +216,29 @@ SELECT fence_check('never here', 'run', 'far', 4) -> 'decision' AS older, fence_
 SELECT at(40);
 SELECT epoch FROM lease_acquire('never here', 'a', '10 s');
 SELECT resource, node, epoch, has_ended, learned_from FROM lease_report ORDER BY resource COLLATE "C", node;
-DROP FUNCTION hear;
+-- What a node held that is no member any more counts as over, also when somebody else repeats it. Its end is no secret:
+-- once it is a member again, the same report counts again.
+SELECT at(0);
+CREATE FUNCTION of_far() RETURNS TABLE (epoch bigint, seconds_left int) LANGUAGE sql AS $$
+  SELECT c.epoch, seconds_left(c.expires_at) FROM lease_current('far') c WHERE c.epoch IS NOT NULL $$;
+INSERT INTO member VALUES ('far away', 'voter', 1);
+SELECT hear('far', 'far away', 6, '60 s');
+SELECT * FROM of_far();
+DELETE FROM member WHERE node = 'far away';
+SELECT report_lapse();
+SELECT hear('far', 'far away', 6, '60 s');
+SELECT * FROM of_far();
+INSERT INTO member VALUES ('far away', 'voter', 1);
+SELECT hear('far', 'far away', 6, '60 s');
+SELECT * FROM of_far();
+-- What a node said before it left, and is heard after that, is over as it comes; its epochs count.
+INSERT INTO roster (name, uuid, incarnation, status) VALUES ('gone', gen_random_uuid(), 1, 'left');
+SELECT hear('after', 'gone', 9, '60 s');
+SELECT lease_current('after') IS NULL AS free;
+SELECT epoch FROM lease_acquire('after', 'a', '10 s');
+DELETE FROM member WHERE node = 'far away';
+DELETE FROM roster WHERE name = 'gone';
+DROP FUNCTION hear, of_far;
 SELECT at(0);
 
 --
