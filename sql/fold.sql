@@ -115,7 +115,7 @@ CREATE FUNCTION record_of(op op) RETURNS SETOF coord.record
   LANGUAGE sql IMMUTABLE PARALLEL SAFE
   BEGIN ATOMIC
     SELECT op.scope, op.surface, coord.op_key(op.surface, op.payload), op.payload, op.hlc, op.op_id, op.origin
-     WHERE op.surface NOT IN ('conversation', 'routing', 'intent', 'retention', 'checkpoint');
+     WHERE op.surface NOT IN ('conversation', 'routing', 'intent', 'retention', 'checkpoint', 'row');
   END;
 COMMENT ON FUNCTION record_of(op) IS 'what an operation says of a record';
 
@@ -258,7 +258,10 @@ BEGIN
        SET frontier = excluded.frontier, state_hash = excluded.state_hash, hlc = excluded.hlc, op_id = excluded.op_id
      WHERE (excluded.hlc, excluded.op_id) > (k.hlc, k.op_id);
   END IF;
-  IF NOT surfaces <@ '{conversation,routing,intent,retention,checkpoint}' THEN
+  IF 'row' = ANY (surfaces) THEN
+    PERFORM coord.stream_fold(ops);
+  END IF;
+  IF NOT surfaces <@ '{conversation,routing,intent,retention,checkpoint,row}' THEN
     -- In the order of keys: whoever folds several takes row locks in that order.
     INSERT INTO coord.record AS r
     SELECT DISTINCT ON (f.scope, f.surface, f.key) f.*
@@ -308,7 +311,7 @@ AS $$
 BEGIN
   IF EXISTS (SELECT FROM coord.fold_waiting w WHERE (w.origin, w.seq) = (NEW.origin, NEW.seq)) THEN
     RETURN NULL;
-  ELSIF coord.stream_origin() IS NOT NULL AND NEW.surface NOT IN ('conversation', 'routing') THEN
+  ELSIF coord.stream_origin() IS NOT NULL AND NEW.surface <> 'routing' THEN
     PERFORM coord.op_fold_applied(NEW::coord.op);
   ELSE
     PERFORM coord.op_fold(ARRAY[NEW::coord.op]);
@@ -318,9 +321,17 @@ END
 $$;
 COMMENT ON FUNCTION op_fold() IS 'folds an operation that has come into the log';
 CREATE TRIGGER op_fold AFTER INSERT ON op
-  FOR EACH ROW WHEN (coord.op_is_single()) EXECUTE FUNCTION op_fold();
+  FOR EACH ROW WHEN (NEW.surface <> 'conversation' AND coord.op_is_single()) EXECUTE FUNCTION op_fold();
 ALTER TABLE op ENABLE ALWAYS TRIGGER op_fold;
 COMMENT ON TRIGGER op_fold ON op IS 'also for rows that replication applies';
+
+CREATE FUNCTION op_fold_turn() RETURNS trigger
+  LANGUAGE c AS 'MODULE_PATHNAME', 'op_fold_turn_wrapper';
+COMMENT ON FUNCTION op_fold_turn() IS 'folds a turn that has come into the log';
+CREATE TRIGGER op_fold_turn AFTER INSERT ON op
+  FOR EACH ROW WHEN (NEW.surface = 'conversation' AND coord.op_is_single()) EXECUTE FUNCTION op_fold_turn();
+ALTER TABLE op ENABLE ALWAYS TRIGGER op_fold_turn;
+COMMENT ON TRIGGER op_fold_turn ON op IS 'also for rows that replication applies';
 
 CREATE FUNCTION fold_retry() RETURNS bigint
   LANGUAGE plpgsql VOLATILE
@@ -528,14 +539,16 @@ BEGIN
     ON CONFLICT DO NOTHING
   )
   SELECT count(*) INTO part FROM wrong;
-  RETURN differing + part;
+  differing := differing + part;
+
+  RETURN differing + (SELECT sum(coord.stream_refold(s.name)) FROM coord.stream s);
 END
 $$;
 COMMENT ON FUNCTION op_refold() IS 'folds the whole log again, and puts right what differs; returns how many rows that were';
 
 REVOKE ALL ON FUNCTION turn_time(text), turn_of(op), observation_of(op), record_of(op), intent_of(op), record_rank(text, hlc, text),
   trims_are_whole(text), checkpoint_is_whole(text), trimmed_of(op), checkpoint_of(op), trim_apply(text[]), trim_settle(), trim_fold(op[]),
-  op_fold(op[]), op_fold_applied(op), op_fold(), fold_retry(), fold_row_digest(text, text), fold_digest(), state_hash(), fold_digest_compact(bigint),
+  op_fold(op[]), op_fold_applied(op), op_fold(), op_fold_turn(), fold_retry(), fold_row_digest(text, text), fold_digest(), state_hash(), fold_digest_compact(bigint),
   op_refold() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION state_hash() TO coord_agent, coord_monitor;
 GRANT SELECT ON turn, conversation, observation, record, fold_digest TO coord_agent, coord_monitor;

@@ -53,14 +53,14 @@ CREATE TABLE conflict (
   origin text COLLATE "C" NOT NULL,
   seq bigint NOT NULL,
   op_id text COLLATE "C" NOT NULL,
-  reason text NOT NULL CHECK (reason IN ('fork', 'malformed', 'clock', 'quarantined')),
+  reason text NOT NULL CHECK (reason IN ('fork', 'malformed', 'clock', 'quarantined', 'refused')),
   detail text,
   op jsonb NOT NULL,
   detected_at timestamptz NOT NULL DEFAULT clock_timestamp(),
   PRIMARY KEY (origin, seq, op_id)
 );
-COMMENT ON TABLE conflict IS 'operations that arrived and were not admitted into the log';
-COMMENT ON COLUMN conflict.reason IS 'fork: another operation has this number; malformed; clock: stamped too far ahead; quarantined: the origin is';
+COMMENT ON TABLE conflict IS 'operations that arrived and were not admitted into the log, and rows that a table refused';
+COMMENT ON COLUMN conflict.reason IS 'fork: another operation has this number; malformed; clock: stamped too far ahead; quarantined: the origin is; refused: by the table that the row is for';
 
 -- What is to be admitted later is looked for by every exchange and every second.
 CREATE INDEX conflict_held ON conflict (origin, ((op ->> 'xid')::bigint)) WHERE reason IN ('clock', 'quarantined');
@@ -143,6 +143,12 @@ CREATE FUNCTION op_append_many(ops jsonb) RETURNS jsonb
   AS 'MODULE_PATHNAME', 'op_append_many_wrapper';
 COMMENT ON FUNCTION op_append_many(jsonb) IS 'appends an array of {scope, surface, payload, tenant_id}; returns an array of what op_append returns';
 
+CREATE FUNCTION op_append_own(scope text, surface text, payload jsonb) RETURNS void
+  LANGUAGE c VOLATILE STRICT
+  SET search_path = pg_catalog, coord, pg_temp
+  AS 'MODULE_PATHNAME', 'op_append_own_wrapper';
+COMMENT ON FUNCTION op_append_own(text, text, jsonb) IS 'appends what this node says to the others by itself';
+
 -- Arriving. What cannot be admitted is kept beside the log and stops nobody.
 
 CREATE FUNCTION op_is_from_elsewhere() RETURNS boolean
@@ -152,14 +158,6 @@ COMMENT ON FUNCTION op_is_from_elsewhere() IS 'whether operations are being put 
 CREATE FUNCTION op_is_single() RETURNS boolean
   LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'op_is_single_wrapper';
 COMMENT ON FUNCTION op_is_single() IS 'whether operations are being folded one by one';
-
-CREATE FUNCTION op_malformation(scope text, surface text, key text, size integer) RETURNS text
-  LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'op_malformation_wrapper';
-COMMENT ON FUNCTION op_malformation(text, text, text, integer) IS 'why such an operation is in no log; NULL when it can be';
-
-CREATE FUNCTION op_observe(hlc hlc) RETURNS text
-  LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'op_observe_wrapper';
-COMMENT ON FUNCTION op_observe(hlc) IS 'moves the clock of this node above a stamp; returns why not when that is too far ahead';
 
 CREATE FUNCTION op_origin_lock(origin text) RETURNS void
   LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'op_origin_lock_wrapper';
@@ -171,51 +169,16 @@ CREATE FUNCTION op_refuse(op op, reason text, detail text) RETURNS void
     INSERT INTO coord.conflict (origin, seq, op_id, reason, detail, op)
     VALUES (op.origin, op.seq, op.op_id, reason, detail, to_jsonb(op))
     ON CONFLICT DO NOTHING;
+    INSERT INTO coord.quarantine (origin, reason)
+    SELECT o.origin, format('operation %s is both %s and %s', o.seq, o.op_id, op.op_id)
+      FROM coord.op o
+     WHERE reason = 'fork' AND (o.origin, o.seq) = (op.origin, op.seq)
+    ON CONFLICT DO NOTHING;
   END;
-COMMENT ON FUNCTION op_refuse(op, text, text) IS 'keeps an operation beside the log';
+COMMENT ON FUNCTION op_refuse(op, text, text) IS 'keeps an operation beside the log; of an origin that says two things under one number no more is admitted';
 
 CREATE FUNCTION op_admit() RETURNS trigger
-  LANGUAGE plpgsql
-  SET search_path = pg_catalog, coord, pg_temp
-AS $$
-DECLARE
-  kept text;
-  obstacle text;
-BEGIN
-  PERFORM coord.stream_gate();
-  PERFORM coord.op_origin_lock(NEW.origin);
-  NEW.local_xid := pg_current_xact_id();
-  obstacle := CASE WHEN coord.op_id(NEW) <> NEW.op_id THEN format('Its name should be %s.', coord.op_id(NEW))
-                   ELSE coord.op_malformation(NEW.scope, NEW.surface, coord.op_key(NEW.surface, NEW.payload),
-                                              octet_length(NEW.payload::text)) END;
-  IF obstacle IS NOT NULL THEN
-    PERFORM coord.op_refuse(NEW, 'malformed', obstacle);
-    RETURN NULL;
-  END IF;
-  SELECT o.op_id INTO kept FROM coord.op o WHERE (o.origin, o.seq) = (NEW.origin, NEW.seq);
-  IF kept = NEW.op_id THEN
-    RETURN NULL;
-  ELSIF kept IS NOT NULL THEN
-    PERFORM coord.op_refuse(NEW, 'fork', format('The log has %s under this number.', kept));
-    INSERT INTO coord.quarantine (origin, reason)
-    VALUES (NEW.origin, format('operation %s is both %s and %s', NEW.seq, kept, NEW.op_id))
-    ON CONFLICT DO NOTHING;
-    RETURN NULL;
-  ELSIF EXISTS (SELECT FROM coord.quarantine q WHERE q.origin = NEW.origin) THEN
-    PERFORM coord.op_refuse(NEW, 'quarantined', NULL);
-    RETURN NULL;
-  ELSIF EXISTS (SELECT FROM coord.op_base b WHERE NEW.xid < coord.vclock_get(b.frontier, NEW.origin)::text::xid8) THEN
-    -- It was here, and was left out of the log.
-    RETURN NULL;
-  END IF;
-  obstacle := coord.op_observe(NEW.hlc);
-  IF obstacle IS NOT NULL THEN
-    PERFORM coord.op_refuse(NEW, 'clock', obstacle);
-    RETURN NULL;
-  END IF;
-  RETURN NEW;
-END
-$$;
+  LANGUAGE c AS 'MODULE_PATHNAME', 'op_admit_wrapper';
 COMMENT ON FUNCTION op_admit() IS 'lets an operation from elsewhere into the log once, and only whole';
 CREATE TRIGGER op_admit BEFORE INSERT ON op
   FOR EACH ROW WHEN (coord.op_is_from_elsewhere()) EXECUTE FUNCTION op_admit();
@@ -279,10 +242,10 @@ END
 $$;
 COMMENT ON FUNCTION quarantine_release(text) IS 'admits operations of an origin again, first those that were held back; returns how many of these are in the log now';
 
-REVOKE ALL ON FUNCTION op_required(text), op_parse(jsonb), op_append(text, text, jsonb), op_append_many(jsonb),
-  op_is_from_elsewhere(), op_is_single(), op_observe(hlc), op_origin_lock(text), op_refuse(op, text, text),
+REVOKE ALL ON FUNCTION op_required(text), op_parse(jsonb), op_append_own(text, text, jsonb), op_append(text, text, jsonb), op_append_many(jsonb),
+  op_is_from_elsewhere(), op_is_single(), op_origin_lock(text), op_refuse(op, text, text),
   op_admit(), op_keep(), op_restore(), op_of(jsonb), conflict_retry(), quarantine_release(text),
-  op_malformation(text, text, text, integer), op_check(text, text, text, integer),
+  op_check(text, text, text, integer),
   op_hash(text), op_receipt(op), op_key(text, jsonb), op_id(op),
   op_id(text, bigint, hlc, text, text, text, text) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION op_append(text, text, jsonb), op_append_many(jsonb), op_id(op), op_key(text, jsonb),

@@ -753,14 +753,14 @@ CREATE TABLE conflict (
   origin text COLLATE "C" NOT NULL,
   seq bigint NOT NULL,
   op_id text COLLATE "C" NOT NULL,
-  reason text NOT NULL CHECK (reason IN ('fork', 'malformed', 'clock', 'quarantined')),
+  reason text NOT NULL CHECK (reason IN ('fork', 'malformed', 'clock', 'quarantined', 'refused')),
   detail text,
   op jsonb NOT NULL,
   detected_at timestamptz NOT NULL DEFAULT clock_timestamp(),
   PRIMARY KEY (origin, seq, op_id)
 );
-COMMENT ON TABLE conflict IS 'operations that arrived and were not admitted into the log';
-COMMENT ON COLUMN conflict.reason IS 'fork: another operation has this number; malformed; clock: stamped too far ahead; quarantined: the origin is';
+COMMENT ON TABLE conflict IS 'operations that arrived and were not admitted into the log, and rows that a table refused';
+COMMENT ON COLUMN conflict.reason IS 'fork: another operation has this number; malformed; clock: stamped too far ahead; quarantined: the origin is; refused: by the table that the row is for';
 
 -- What is to be admitted later is looked for by every exchange and every second.
 CREATE INDEX conflict_held ON conflict (origin, ((op ->> 'xid')::bigint)) WHERE reason IN ('clock', 'quarantined');
@@ -843,6 +843,12 @@ CREATE FUNCTION op_append_many(ops jsonb) RETURNS jsonb
   AS 'MODULE_PATHNAME', 'op_append_many_wrapper';
 COMMENT ON FUNCTION op_append_many(jsonb) IS 'appends an array of {scope, surface, payload, tenant_id}; returns an array of what op_append returns';
 
+CREATE FUNCTION op_append_own(scope text, surface text, payload jsonb) RETURNS void
+  LANGUAGE c VOLATILE STRICT
+  SET search_path = pg_catalog, coord, pg_temp
+  AS 'MODULE_PATHNAME', 'op_append_own_wrapper';
+COMMENT ON FUNCTION op_append_own(text, text, jsonb) IS 'appends what this node says to the others by itself';
+
 -- Arriving. What cannot be admitted is kept beside the log and stops nobody.
 
 CREATE FUNCTION op_is_from_elsewhere() RETURNS boolean
@@ -852,14 +858,6 @@ COMMENT ON FUNCTION op_is_from_elsewhere() IS 'whether operations are being put 
 CREATE FUNCTION op_is_single() RETURNS boolean
   LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'op_is_single_wrapper';
 COMMENT ON FUNCTION op_is_single() IS 'whether operations are being folded one by one';
-
-CREATE FUNCTION op_malformation(scope text, surface text, key text, size integer) RETURNS text
-  LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'op_malformation_wrapper';
-COMMENT ON FUNCTION op_malformation(text, text, text, integer) IS 'why such an operation is in no log; NULL when it can be';
-
-CREATE FUNCTION op_observe(hlc hlc) RETURNS text
-  LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'op_observe_wrapper';
-COMMENT ON FUNCTION op_observe(hlc) IS 'moves the clock of this node above a stamp; returns why not when that is too far ahead';
 
 CREATE FUNCTION op_origin_lock(origin text) RETURNS void
   LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'op_origin_lock_wrapper';
@@ -871,51 +869,16 @@ CREATE FUNCTION op_refuse(op op, reason text, detail text) RETURNS void
     INSERT INTO coord.conflict (origin, seq, op_id, reason, detail, op)
     VALUES (op.origin, op.seq, op.op_id, reason, detail, to_jsonb(op))
     ON CONFLICT DO NOTHING;
+    INSERT INTO coord.quarantine (origin, reason)
+    SELECT o.origin, format('operation %s is both %s and %s', o.seq, o.op_id, op.op_id)
+      FROM coord.op o
+     WHERE reason = 'fork' AND (o.origin, o.seq) = (op.origin, op.seq)
+    ON CONFLICT DO NOTHING;
   END;
-COMMENT ON FUNCTION op_refuse(op, text, text) IS 'keeps an operation beside the log';
+COMMENT ON FUNCTION op_refuse(op, text, text) IS 'keeps an operation beside the log; of an origin that says two things under one number no more is admitted';
 
 CREATE FUNCTION op_admit() RETURNS trigger
-  LANGUAGE plpgsql
-  SET search_path = pg_catalog, coord, pg_temp
-AS $$
-DECLARE
-  kept text;
-  obstacle text;
-BEGIN
-  PERFORM coord.stream_gate();
-  PERFORM coord.op_origin_lock(NEW.origin);
-  NEW.local_xid := pg_current_xact_id();
-  obstacle := CASE WHEN coord.op_id(NEW) <> NEW.op_id THEN format('Its name should be %s.', coord.op_id(NEW))
-                   ELSE coord.op_malformation(NEW.scope, NEW.surface, coord.op_key(NEW.surface, NEW.payload),
-                                              octet_length(NEW.payload::text)) END;
-  IF obstacle IS NOT NULL THEN
-    PERFORM coord.op_refuse(NEW, 'malformed', obstacle);
-    RETURN NULL;
-  END IF;
-  SELECT o.op_id INTO kept FROM coord.op o WHERE (o.origin, o.seq) = (NEW.origin, NEW.seq);
-  IF kept = NEW.op_id THEN
-    RETURN NULL;
-  ELSIF kept IS NOT NULL THEN
-    PERFORM coord.op_refuse(NEW, 'fork', format('The log has %s under this number.', kept));
-    INSERT INTO coord.quarantine (origin, reason)
-    VALUES (NEW.origin, format('operation %s is both %s and %s', NEW.seq, kept, NEW.op_id))
-    ON CONFLICT DO NOTHING;
-    RETURN NULL;
-  ELSIF EXISTS (SELECT FROM coord.quarantine q WHERE q.origin = NEW.origin) THEN
-    PERFORM coord.op_refuse(NEW, 'quarantined', NULL);
-    RETURN NULL;
-  ELSIF EXISTS (SELECT FROM coord.op_base b WHERE NEW.xid < coord.vclock_get(b.frontier, NEW.origin)::text::xid8) THEN
-    -- It was here, and was left out of the log.
-    RETURN NULL;
-  END IF;
-  obstacle := coord.op_observe(NEW.hlc);
-  IF obstacle IS NOT NULL THEN
-    PERFORM coord.op_refuse(NEW, 'clock', obstacle);
-    RETURN NULL;
-  END IF;
-  RETURN NEW;
-END
-$$;
+  LANGUAGE c AS 'MODULE_PATHNAME', 'op_admit_wrapper';
 COMMENT ON FUNCTION op_admit() IS 'lets an operation from elsewhere into the log once, and only whole';
 CREATE TRIGGER op_admit BEFORE INSERT ON op
   FOR EACH ROW WHEN (coord.op_is_from_elsewhere()) EXECUTE FUNCTION op_admit();
@@ -979,10 +942,10 @@ END
 $$;
 COMMENT ON FUNCTION quarantine_release(text) IS 'admits operations of an origin again, first those that were held back; returns how many of these are in the log now';
 
-REVOKE ALL ON FUNCTION op_required(text), op_parse(jsonb), op_append(text, text, jsonb), op_append_many(jsonb),
-  op_is_from_elsewhere(), op_is_single(), op_observe(hlc), op_origin_lock(text), op_refuse(op, text, text),
+REVOKE ALL ON FUNCTION op_required(text), op_parse(jsonb), op_append_own(text, text, jsonb), op_append(text, text, jsonb), op_append_many(jsonb),
+  op_is_from_elsewhere(), op_is_single(), op_origin_lock(text), op_refuse(op, text, text),
   op_admit(), op_keep(), op_restore(), op_of(jsonb), conflict_retry(), quarantine_release(text),
-  op_malformation(text, text, text, integer), op_check(text, text, text, integer),
+  op_check(text, text, text, integer),
   op_hash(text), op_receipt(op), op_key(text, jsonb), op_id(op),
   op_id(text, bigint, hlc, text, text, text, text) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION op_append(text, text, jsonb), op_append_many(jsonb), op_id(op), op_key(text, jsonb),
@@ -1104,7 +1067,7 @@ CREATE FUNCTION record_of(op op) RETURNS SETOF coord.record
   LANGUAGE sql IMMUTABLE PARALLEL SAFE
   BEGIN ATOMIC
     SELECT op.scope, op.surface, coord.op_key(op.surface, op.payload), op.payload, op.hlc, op.op_id, op.origin
-     WHERE op.surface NOT IN ('conversation', 'routing', 'intent', 'retention', 'checkpoint');
+     WHERE op.surface NOT IN ('conversation', 'routing', 'intent', 'retention', 'checkpoint', 'row');
   END;
 COMMENT ON FUNCTION record_of(op) IS 'what an operation says of a record';
 
@@ -1247,7 +1210,10 @@ BEGIN
        SET frontier = excluded.frontier, state_hash = excluded.state_hash, hlc = excluded.hlc, op_id = excluded.op_id
      WHERE (excluded.hlc, excluded.op_id) > (k.hlc, k.op_id);
   END IF;
-  IF NOT surfaces <@ '{conversation,routing,intent,retention,checkpoint}' THEN
+  IF 'row' = ANY (surfaces) THEN
+    PERFORM coord.stream_fold(ops);
+  END IF;
+  IF NOT surfaces <@ '{conversation,routing,intent,retention,checkpoint,row}' THEN
     -- In the order of keys: whoever folds several takes row locks in that order.
     INSERT INTO coord.record AS r
     SELECT DISTINCT ON (f.scope, f.surface, f.key) f.*
@@ -1297,7 +1263,7 @@ AS $$
 BEGIN
   IF EXISTS (SELECT FROM coord.fold_waiting w WHERE (w.origin, w.seq) = (NEW.origin, NEW.seq)) THEN
     RETURN NULL;
-  ELSIF coord.stream_origin() IS NOT NULL AND NEW.surface NOT IN ('conversation', 'routing') THEN
+  ELSIF coord.stream_origin() IS NOT NULL AND NEW.surface <> 'routing' THEN
     PERFORM coord.op_fold_applied(NEW::coord.op);
   ELSE
     PERFORM coord.op_fold(ARRAY[NEW::coord.op]);
@@ -1307,9 +1273,17 @@ END
 $$;
 COMMENT ON FUNCTION op_fold() IS 'folds an operation that has come into the log';
 CREATE TRIGGER op_fold AFTER INSERT ON op
-  FOR EACH ROW WHEN (coord.op_is_single()) EXECUTE FUNCTION op_fold();
+  FOR EACH ROW WHEN (NEW.surface <> 'conversation' AND coord.op_is_single()) EXECUTE FUNCTION op_fold();
 ALTER TABLE op ENABLE ALWAYS TRIGGER op_fold;
 COMMENT ON TRIGGER op_fold ON op IS 'also for rows that replication applies';
+
+CREATE FUNCTION op_fold_turn() RETURNS trigger
+  LANGUAGE c AS 'MODULE_PATHNAME', 'op_fold_turn_wrapper';
+COMMENT ON FUNCTION op_fold_turn() IS 'folds a turn that has come into the log';
+CREATE TRIGGER op_fold_turn AFTER INSERT ON op
+  FOR EACH ROW WHEN (NEW.surface = 'conversation' AND coord.op_is_single()) EXECUTE FUNCTION op_fold_turn();
+ALTER TABLE op ENABLE ALWAYS TRIGGER op_fold_turn;
+COMMENT ON TRIGGER op_fold_turn ON op IS 'also for rows that replication applies';
 
 CREATE FUNCTION fold_retry() RETURNS bigint
   LANGUAGE plpgsql VOLATILE
@@ -1517,14 +1491,16 @@ BEGIN
     ON CONFLICT DO NOTHING
   )
   SELECT count(*) INTO part FROM wrong;
-  RETURN differing + part;
+  differing := differing + part;
+
+  RETURN differing + (SELECT sum(coord.stream_refold(s.name)) FROM coord.stream s);
 END
 $$;
 COMMENT ON FUNCTION op_refold() IS 'folds the whole log again, and puts right what differs; returns how many rows that were';
 
 REVOKE ALL ON FUNCTION turn_time(text), turn_of(op), observation_of(op), record_of(op), intent_of(op), record_rank(text, hlc, text),
   trims_are_whole(text), checkpoint_is_whole(text), trimmed_of(op), checkpoint_of(op), trim_apply(text[]), trim_settle(), trim_fold(op[]),
-  op_fold(op[]), op_fold_applied(op), op_fold(), fold_retry(), fold_row_digest(text, text), fold_digest(), state_hash(), fold_digest_compact(bigint),
+  op_fold(op[]), op_fold_applied(op), op_fold(), op_fold_turn(), fold_retry(), fold_row_digest(text, text), fold_digest(), state_hash(), fold_digest_compact(bigint),
   op_refold() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION state_hash() TO coord_agent, coord_monitor;
 GRANT SELECT ON turn, conversation, observation, record, fold_digest TO coord_agent, coord_monitor;
@@ -2088,6 +2064,17 @@ COMMENT ON COLUMN stream_status.horizon IS 'in: rows of all transactions of the 
 COMMENT ON COLUMN stream_status.backlog IS 'bytes of the transaction log that the peer has yet to take';
 COMMENT ON COLUMN stream_status.slots_lost IS 'how often the slot was lost and made anew';
 
+CREATE FUNCTION stream_key(target regclass) RETURNS SETOF name
+  LANGUAGE sql STABLE STRICT
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+  SELECT a.attname
+    FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey)
+   WHERE i.indrelid = target AND i.indisprimary
+   ORDER BY a.attnum
+$$;
+COMMENT ON FUNCTION stream_key(regclass) IS 'columns of the primary key of a table';
+
 CREATE FUNCTION stream_admit() RETURNS trigger
   LANGUAGE plpgsql
   SET search_path = pg_catalog, coord, pg_temp
@@ -2108,6 +2095,113 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION stream_admit() IS 'names the origin of a row, and passes over one that has come before';
+
+-- Rows that no stream can carry travel in the operation log, by gossip, and stay there.
+
+CREATE FUNCTION stream_is_possible() RETURNS boolean
+  LANGUAGE sql STABLE PARALLEL SAFE
+  RETURN current_setting('coord.streaming')::boolean AND current_setting('wal_level') = 'logical';
+COMMENT ON FUNCTION stream_is_possible() IS 'whether streams can carry what is written here';
+
+CREATE FUNCTION stream_say(stream text, said jsonb) RETURNS void
+  LANGUAGE sql VOLATILE STRICT
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+  SELECT coord.op_append_own('personal', 'row', jsonb_build_object('stream', stream, 'row', said))
+$$;
+COMMENT ON FUNCTION stream_say(text, jsonb) IS 'appends a row of a stream to the operation log';
+
+-- A value as text reads back as the same one, whatever the session likes.
+CREATE FUNCTION stream_log() RETURNS trigger
+  LANGUAGE plpgsql SECURITY DEFINER
+  SET search_path = pg_catalog, coord, pg_temp
+  SET extra_float_digits = 3
+  SET intervalstyle = iso_8601
+AS $$
+BEGIN
+  IF coord.stream_origin() IS NULL AND NEW.origin = coord.stream_actor() THEN
+    PERFORM coord.stream_say(TG_ARGV[0], to_jsonb(NEW));
+  END IF;
+  RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION stream_log() IS 'appends an own row to the operation log';
+
+-- As replication applies rows: neither foreign keys nor ordinary triggers are asked. What the table here has more is
+-- filled in by it.
+CREATE FUNCTION stream_put(target regclass, said jsonb) RETURNS bigint
+  LANGUAGE plpgsql VOLATILE STRICT
+  SET search_path = pg_catalog, coord, pg_temp
+  SET session_replication_role = replica
+AS $$
+DECLARE
+  missing text := (SELECT string_agg(format('"%s"', k.name), ', ')
+                     FROM jsonb_object_keys(said) AS k(name)
+                    WHERE NOT EXISTS (SELECT FROM pg_attribute a WHERE (a.attrelid, a.attname) = (target, k.name) AND NOT a.attisdropped));
+  given text := (SELECT string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum)
+                   FROM pg_attribute a
+                  WHERE a.attrelid = target AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' AND said ? a.attname);
+  added bigint;
+BEGIN
+  IF missing IS NOT NULL THEN
+    RAISE undefined_column USING MESSAGE = format('table %s has no column %s', target, missing);
+  END IF;
+  EXECUTE format('INSERT INTO %1$s (%2$s) OVERRIDING SYSTEM VALUE SELECT %2$s FROM jsonb_populate_record(NULL::%1$s, $1) ON CONFLICT (%3$s) DO NOTHING',
+                 target, given, array_to_string(ARRAY(SELECT quote_ident(k) FROM coord.stream_key(target) k), ', ')) USING said;
+  GET DIAGNOSTICS added = ROW_COUNT;
+  RETURN added;
+END
+$$;
+COMMENT ON FUNCTION stream_put(regclass, jsonb) IS 'puts a row from elsewhere into a streamed table; returns how many that are new there';
+
+-- What cannot be put in stops nobody.
+CREATE FUNCTION stream_fold(ops op[]) RETURNS bigint
+  LANGUAGE plpgsql VOLATILE STRICT
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+DECLARE
+  said record;
+  folded bigint := 0;
+BEGIN
+  FOR said IN
+    SELECT o AS op, o.origin, o.seq, s.target, o.payload -> 'row' AS "row"
+      FROM unnest(ops) o JOIN coord.stream s ON s.name = o.payload ->> 'stream'
+     WHERE o.surface = 'row' AND s.name <> 'op' AND o.origin <> coord.stream_actor()
+     ORDER BY o.hlc, o.op_id
+  LOOP
+    BEGIN
+      IF said."row" ->> 'origin' IS DISTINCT FROM said.origin THEN
+        RAISE check_violation USING MESSAGE = 'a row of another origin';
+      END IF;
+      folded := folded + coord.stream_put(said.target, said."row");
+      DELETE FROM coord.conflict c WHERE (c.origin, c.seq, c.reason) = (said.origin, said.seq, 'refused');
+    EXCEPTION
+      WHEN lock_not_available OR transaction_rollback OR insufficient_resources OR operator_intervention THEN
+        RAISE;
+      WHEN OTHERS THEN
+        PERFORM coord.op_refuse(said.op::coord.op, 'refused', SQLERRM);
+    END;
+  END LOOP;
+  RETURN folded;
+END
+$$;
+COMMENT ON FUNCTION stream_fold(op[]) IS 'puts rows that came as operations into the tables that are streamed here; returns how many were new there';
+
+CREATE FUNCTION stream_refold(stream text) RETURNS bigint
+  LANGUAGE plpgsql VOLATILE STRICT
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+DECLARE
+  said coord.op;
+  folded bigint := 0;
+BEGIN
+  FOR said IN SELECT o.* FROM coord.op o WHERE o.surface = 'row' AND o.payload ->> 'stream' = stream LOOP
+    folded := folded + coord.stream_fold(ARRAY[said]);
+  END LOOP;
+  RETURN folded;
+END
+$$;
+COMMENT ON FUNCTION stream_refold(text) IS 'puts in what the log has of a streamed table and the table lacks; returns how many rows that were';
 
 CREATE FUNCTION stream_refuse(target text, reason text) RETURNS void
   LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'stream_refuse_wrapper';
@@ -2145,10 +2239,14 @@ BEGIN
     RETURN (SELECT s.name FROM coord.stream s WHERE s.target = $1);
   END IF;
   EXECUTE format('CREATE TRIGGER coord_stream_admit BEFORE INSERT ON %s FOR EACH ROW EXECUTE FUNCTION coord.stream_admit(%L)', target,
-    (SELECT string_agg(format('t.%1$I = ($1).%1$I', a.attname), ' AND ' ORDER BY a.attnum)
-       FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey)
-      WHERE i.indrelid = target AND i.indisprimary));
-  EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER coord_stream_admit', target);
+    (SELECT string_agg(format('t.%1$I = ($1).%1$I', k), ' AND ') FROM coord.stream_key(target) k));
+  EXECUTE format('CREATE TRIGGER coord_stream_log AFTER INSERT ON %s FOR EACH ROW WHEN (NOT coord.stream_is_possible()) EXECUTE FUNCTION coord.stream_log(%L)',
+    target, added);
+  EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER coord_stream_admit, ENABLE ALWAYS TRIGGER coord_stream_log', target);
+  PERFORM coord.stream_refold(added);
+  IF NOT coord.stream_is_possible() THEN
+    EXECUTE format('SELECT coord.stream_say($1, to_jsonb(t)) FROM %s t WHERE t.origin = $2', target) USING added, coord.stream_actor();
+  END IF;
   RETURN added;
 END
 $$;
@@ -2162,6 +2260,7 @@ BEGIN
   DELETE FROM coord.stream s WHERE s.target = $1 AND s.name <> 'op';
   IF FOUND THEN
     EXECUTE format('DROP TRIGGER coord_stream_admit ON %s', target);
+    EXECUTE format('DROP TRIGGER coord_stream_log ON %s', target);
     RETURN true;
   END IF;
   RETURN false;
@@ -2174,7 +2273,8 @@ REVOKE ALL ON FUNCTION stream_slot(), heartbeat_hear(), stream_is_enabled(),
   stream_wanted(text), stream_offered(text), stream_slot_name(text, text), stream_source_end(stream_source),
   stream_hear(text, uuid, text, text[], jsonb), stream_tend_offers(), stream_tend_slots(), stream_tend_sources(),
   stream_slot_create(text), stream_slot_made(text), stream_conninfo(text), stream_subscribe(text), stream_unsubscribe(text),
-  stream_admit(), stream_refuse(text, text), stream_obstacle(regclass), stream_add(regclass), stream_remove(regclass) FROM PUBLIC;
+  stream_key(regclass), stream_admit(), stream_say(text, jsonb), stream_log(), stream_put(regclass, jsonb), stream_fold(op[]), stream_refold(text),
+  stream_refuse(text, text), stream_obstacle(regclass), stream_add(regclass), stream_remove(regclass) FROM PUBLIC;
 GRANT SELECT ON heartbeat TO coord_peer;
 GRANT SELECT ON stream, stream_offer, stream_source, stream_status TO coord_monitor;
 
@@ -2652,12 +2752,6 @@ AS $$
 $$;
 COMMENT ON FUNCTION state_hash_at(vclock) IS 'digest of what the operations below a frontier fold into; reads the log';
 
-CREATE FUNCTION op_append_own(scope text, surface text, payload jsonb) RETURNS void
-  LANGUAGE c VOLATILE STRICT
-  SET search_path = pg_catalog, coord, pg_temp
-  AS 'MODULE_PATHNAME', 'op_append_own_wrapper';
-COMMENT ON FUNCTION op_append_own(text, text, jsonb) IS 'appends what this node says to the others of the log itself';
-
 -- Trimming by rules.
 
 CREATE TABLE retention_rule (
@@ -2820,7 +2914,7 @@ DECLARE
   subject text;
   kept_by text;
 BEGIN
-  IF op.surface = 'routing' OR op.xid >= coord.vclock_get(base, op.origin)::text::xid8
+  IF op.surface IN ('routing', 'row') OR op.xid >= coord.vclock_get(base, op.origin)::text::xid8
      OR EXISTS (SELECT FROM coord.fold_waiting w WHERE (w.origin, w.seq) = (op.origin, op.seq)) THEN
     RETURN false;
   ELSIF op.surface = 'retention' THEN
@@ -2982,7 +3076,7 @@ COMMENT ON COLUMN op_partition.dropped IS 'operations left out so far';
 
 REVOKE ALL ON FUNCTION op_partition_patience(), op_partition_create(text, bigint, bigint), op_partition_attach(text, bigint, bigint),
   op_partition_drop(text), op_partition_add(bigint), op_partition_wanted(), op_partition_is_large(), op_partition_tend(), op_base_move(vclock, text), checkpoint_frontier(),
-  state_hash_at(vclock), op_append_own(text, text, jsonb), op_is_below(vclock, text), trim_of_conversations(vclock, bigint),
+  state_hash_at(vclock), op_is_below(vclock, text), trim_of_conversations(vclock, bigint),
   trim_of_records(vclock, text, bigint, interval), trim_append(vclock), checkpoint(), checkpoint_mismatch(text, text, text),
   checkpoint_take(), rebase(), op_is_needless(op, vclock), op_retention_limit(), op_compaction_begin(bigint),
   op_compaction_end(bigint), checkpoint_is_due(), retention_is_due(), read_committed_required(text) FROM PUBLIC;

@@ -205,12 +205,6 @@ AS $$
 $$;
 COMMENT ON FUNCTION state_hash_at(vclock) IS 'digest of what the operations below a frontier fold into; reads the log';
 
-CREATE FUNCTION op_append_own(scope text, surface text, payload jsonb) RETURNS void
-  LANGUAGE c VOLATILE STRICT
-  SET search_path = pg_catalog, coord, pg_temp
-  AS 'MODULE_PATHNAME', 'op_append_own_wrapper';
-COMMENT ON FUNCTION op_append_own(text, text, jsonb) IS 'appends what this node says to the others of the log itself';
-
 -- Trimming by rules.
 
 CREATE TABLE retention_rule (
@@ -373,7 +367,7 @@ DECLARE
   subject text;
   kept_by text;
 BEGIN
-  IF op.surface = 'routing' OR op.xid >= coord.vclock_get(base, op.origin)::text::xid8
+  IF op.surface IN ('routing', 'row') OR op.xid >= coord.vclock_get(base, op.origin)::text::xid8
      OR EXISTS (SELECT FROM coord.fold_waiting w WHERE (w.origin, w.seq) = (op.origin, op.seq)) THEN
     RETURN false;
   ELSIF op.surface = 'retention' THEN
@@ -535,7 +529,7 @@ COMMENT ON COLUMN op_partition.dropped IS 'operations left out so far';
 
 REVOKE ALL ON FUNCTION op_partition_patience(), op_partition_create(text, bigint, bigint), op_partition_attach(text, bigint, bigint),
   op_partition_drop(text), op_partition_add(bigint), op_partition_wanted(), op_partition_is_large(), op_partition_tend(), op_base_move(vclock, text), checkpoint_frontier(),
-  state_hash_at(vclock), op_append_own(text, text, jsonb), op_is_below(vclock, text), trim_of_conversations(vclock, bigint),
+  state_hash_at(vclock), op_is_below(vclock, text), trim_of_conversations(vclock, bigint),
   trim_of_records(vclock, text, bigint, interval), trim_append(vclock), checkpoint(), checkpoint_mismatch(text, text, text),
   checkpoint_take(), rebase(), op_is_needless(op, vclock), op_retention_limit(), op_compaction_begin(bigint),
   op_compaction_end(bigint), checkpoint_is_due(), retention_is_due(), read_committed_required(text) FROM PUBLIC;

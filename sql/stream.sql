@@ -471,6 +471,17 @@ COMMENT ON COLUMN stream_status.horizon IS 'in: rows of all transactions of the 
 COMMENT ON COLUMN stream_status.backlog IS 'bytes of the transaction log that the peer has yet to take';
 COMMENT ON COLUMN stream_status.slots_lost IS 'how often the slot was lost and made anew';
 
+CREATE FUNCTION stream_key(target regclass) RETURNS SETOF name
+  LANGUAGE sql STABLE STRICT
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+  SELECT a.attname
+    FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey)
+   WHERE i.indrelid = target AND i.indisprimary
+   ORDER BY a.attnum
+$$;
+COMMENT ON FUNCTION stream_key(regclass) IS 'columns of the primary key of a table';
+
 CREATE FUNCTION stream_admit() RETURNS trigger
   LANGUAGE plpgsql
   SET search_path = pg_catalog, coord, pg_temp
@@ -491,6 +502,113 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION stream_admit() IS 'names the origin of a row, and passes over one that has come before';
+
+-- Rows that no stream can carry travel in the operation log, by gossip, and stay there.
+
+CREATE FUNCTION stream_is_possible() RETURNS boolean
+  LANGUAGE sql STABLE PARALLEL SAFE
+  RETURN current_setting('coord.streaming')::boolean AND current_setting('wal_level') = 'logical';
+COMMENT ON FUNCTION stream_is_possible() IS 'whether streams can carry what is written here';
+
+CREATE FUNCTION stream_say(stream text, said jsonb) RETURNS void
+  LANGUAGE sql VOLATILE STRICT
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+  SELECT coord.op_append_own('personal', 'row', jsonb_build_object('stream', stream, 'row', said))
+$$;
+COMMENT ON FUNCTION stream_say(text, jsonb) IS 'appends a row of a stream to the operation log';
+
+-- A value as text reads back as the same one, whatever the session likes.
+CREATE FUNCTION stream_log() RETURNS trigger
+  LANGUAGE plpgsql SECURITY DEFINER
+  SET search_path = pg_catalog, coord, pg_temp
+  SET extra_float_digits = 3
+  SET intervalstyle = iso_8601
+AS $$
+BEGIN
+  IF coord.stream_origin() IS NULL AND NEW.origin = coord.stream_actor() THEN
+    PERFORM coord.stream_say(TG_ARGV[0], to_jsonb(NEW));
+  END IF;
+  RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION stream_log() IS 'appends an own row to the operation log';
+
+-- As replication applies rows: neither foreign keys nor ordinary triggers are asked. What the table here has more is
+-- filled in by it.
+CREATE FUNCTION stream_put(target regclass, said jsonb) RETURNS bigint
+  LANGUAGE plpgsql VOLATILE STRICT
+  SET search_path = pg_catalog, coord, pg_temp
+  SET session_replication_role = replica
+AS $$
+DECLARE
+  missing text := (SELECT string_agg(format('"%s"', k.name), ', ')
+                     FROM jsonb_object_keys(said) AS k(name)
+                    WHERE NOT EXISTS (SELECT FROM pg_attribute a WHERE (a.attrelid, a.attname) = (target, k.name) AND NOT a.attisdropped));
+  given text := (SELECT string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum)
+                   FROM pg_attribute a
+                  WHERE a.attrelid = target AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' AND said ? a.attname);
+  added bigint;
+BEGIN
+  IF missing IS NOT NULL THEN
+    RAISE undefined_column USING MESSAGE = format('table %s has no column %s', target, missing);
+  END IF;
+  EXECUTE format('INSERT INTO %1$s (%2$s) OVERRIDING SYSTEM VALUE SELECT %2$s FROM jsonb_populate_record(NULL::%1$s, $1) ON CONFLICT (%3$s) DO NOTHING',
+                 target, given, array_to_string(ARRAY(SELECT quote_ident(k) FROM coord.stream_key(target) k), ', ')) USING said;
+  GET DIAGNOSTICS added = ROW_COUNT;
+  RETURN added;
+END
+$$;
+COMMENT ON FUNCTION stream_put(regclass, jsonb) IS 'puts a row from elsewhere into a streamed table; returns how many that are new there';
+
+-- What cannot be put in stops nobody.
+CREATE FUNCTION stream_fold(ops op[]) RETURNS bigint
+  LANGUAGE plpgsql VOLATILE STRICT
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+DECLARE
+  said record;
+  folded bigint := 0;
+BEGIN
+  FOR said IN
+    SELECT o AS op, o.origin, o.seq, s.target, o.payload -> 'row' AS "row"
+      FROM unnest(ops) o JOIN coord.stream s ON s.name = o.payload ->> 'stream'
+     WHERE o.surface = 'row' AND s.name <> 'op' AND o.origin <> coord.stream_actor()
+     ORDER BY o.hlc, o.op_id
+  LOOP
+    BEGIN
+      IF said."row" ->> 'origin' IS DISTINCT FROM said.origin THEN
+        RAISE check_violation USING MESSAGE = 'a row of another origin';
+      END IF;
+      folded := folded + coord.stream_put(said.target, said."row");
+      DELETE FROM coord.conflict c WHERE (c.origin, c.seq, c.reason) = (said.origin, said.seq, 'refused');
+    EXCEPTION
+      WHEN lock_not_available OR transaction_rollback OR insufficient_resources OR operator_intervention THEN
+        RAISE;
+      WHEN OTHERS THEN
+        PERFORM coord.op_refuse(said.op::coord.op, 'refused', SQLERRM);
+    END;
+  END LOOP;
+  RETURN folded;
+END
+$$;
+COMMENT ON FUNCTION stream_fold(op[]) IS 'puts rows that came as operations into the tables that are streamed here; returns how many were new there';
+
+CREATE FUNCTION stream_refold(stream text) RETURNS bigint
+  LANGUAGE plpgsql VOLATILE STRICT
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+DECLARE
+  said coord.op;
+  folded bigint := 0;
+BEGIN
+  FOR said IN SELECT o.* FROM coord.op o WHERE o.surface = 'row' AND o.payload ->> 'stream' = stream LOOP
+    folded := folded + coord.stream_fold(ARRAY[said]);
+  END LOOP;
+  RETURN folded;
+END
+$$;
+COMMENT ON FUNCTION stream_refold(text) IS 'puts in what the log has of a streamed table and the table lacks; returns how many rows that were';
 
 CREATE FUNCTION stream_refuse(target text, reason text) RETURNS void
   LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'stream_refuse_wrapper';
@@ -528,10 +646,14 @@ BEGIN
     RETURN (SELECT s.name FROM coord.stream s WHERE s.target = $1);
   END IF;
   EXECUTE format('CREATE TRIGGER coord_stream_admit BEFORE INSERT ON %s FOR EACH ROW EXECUTE FUNCTION coord.stream_admit(%L)', target,
-    (SELECT string_agg(format('t.%1$I = ($1).%1$I', a.attname), ' AND ' ORDER BY a.attnum)
-       FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey)
-      WHERE i.indrelid = target AND i.indisprimary));
-  EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER coord_stream_admit', target);
+    (SELECT string_agg(format('t.%1$I = ($1).%1$I', k), ' AND ') FROM coord.stream_key(target) k));
+  EXECUTE format('CREATE TRIGGER coord_stream_log AFTER INSERT ON %s FOR EACH ROW WHEN (NOT coord.stream_is_possible()) EXECUTE FUNCTION coord.stream_log(%L)',
+    target, added);
+  EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER coord_stream_admit, ENABLE ALWAYS TRIGGER coord_stream_log', target);
+  PERFORM coord.stream_refold(added);
+  IF NOT coord.stream_is_possible() THEN
+    EXECUTE format('SELECT coord.stream_say($1, to_jsonb(t)) FROM %s t WHERE t.origin = $2', target) USING added, coord.stream_actor();
+  END IF;
   RETURN added;
 END
 $$;
@@ -545,6 +667,7 @@ BEGIN
   DELETE FROM coord.stream s WHERE s.target = $1 AND s.name <> 'op';
   IF FOUND THEN
     EXECUTE format('DROP TRIGGER coord_stream_admit ON %s', target);
+    EXECUTE format('DROP TRIGGER coord_stream_log ON %s', target);
     RETURN true;
   END IF;
   RETURN false;
@@ -557,6 +680,7 @@ REVOKE ALL ON FUNCTION stream_slot(), heartbeat_hear(), stream_is_enabled(),
   stream_wanted(text), stream_offered(text), stream_slot_name(text, text), stream_source_end(stream_source),
   stream_hear(text, uuid, text, text[], jsonb), stream_tend_offers(), stream_tend_slots(), stream_tend_sources(),
   stream_slot_create(text), stream_slot_made(text), stream_conninfo(text), stream_subscribe(text), stream_unsubscribe(text),
-  stream_admit(), stream_refuse(text, text), stream_obstacle(regclass), stream_add(regclass), stream_remove(regclass) FROM PUBLIC;
+  stream_key(regclass), stream_admit(), stream_say(text, jsonb), stream_log(), stream_put(regclass, jsonb), stream_fold(op[]), stream_refold(text),
+  stream_refuse(text, text), stream_obstacle(regclass), stream_add(regclass), stream_remove(regclass) FROM PUBLIC;
 GRANT SELECT ON heartbeat TO coord_peer;
 GRANT SELECT ON stream, stream_offer, stream_source, stream_status TO coord_monitor;

@@ -79,6 +79,8 @@ pub struct Position {
 #[derive(Clone, Copy, Debug)]
 pub enum Key<'a> {
     Text(i16, &'a str),
+    /// Of a type that is stored as such, as `hlc` is.
+    Number(i16, i64),
     Xid(i16, u64),
     XidFrom(i16, u64),
 }
@@ -92,6 +94,12 @@ impl Key<'_> {
                 pg_sys::BTEqualStrategyNumber,
                 pg_sys::F_TEXTEQ,
                 text.into_datum().unwrap_or(pg_sys::Datum::null()),
+            ),
+            Self::Number(number, value) => (
+                number,
+                pg_sys::BTEqualStrategyNumber,
+                pg_sys::F_INT8EQ,
+                pg_sys::Datum::from(value),
             ),
             Self::Xid(number, xid) => (
                 number,
@@ -143,6 +151,12 @@ impl Access {
     }
 }
 
+/// What comes next in this transaction sees what it has written until now.
+pub fn make_visible() {
+    // SAFETY: a transaction is in progress.
+    unsafe { pg_sys::CommandCounterIncrement() };
+}
+
 /// What has committed until now, and this transaction's own changes, at every isolation level.
 pub struct Latest(pg_sys::Snapshot);
 
@@ -176,7 +190,10 @@ pub struct Table {
 
 impl Table {
     pub fn open(name: &'static CStr, access: Access) -> Self {
-        let oid = relation_oid(name);
+        Self::open_by_oid(relation_oid(name), access)
+    }
+
+    pub fn open_by_oid(oid: pg_sys::Oid, access: Access) -> Self {
         // SAFETY: raises an error when the table is gone; closed when dropped.
         let relation = unsafe { pg_sys::table_open(oid, access.lock()) };
         Self { relation, access }
@@ -205,6 +222,18 @@ impl Table {
     pub fn find(&self, seen: &Latest, index: &'static CStr, keys: &[Key]) -> Option<Row<'_>> {
         let mut found = None;
         self.scan(seen, Some(index), keys, |row| {
+            found = Some(row);
+            false
+        });
+        found
+    }
+
+    /// The row with these columns of the primary key, which names itself in each partition.
+    pub fn find_by_identity(&self, seen: &Latest, keys: &[Key]) -> Option<Row<'_>> {
+        let mut found = None;
+        // SAFETY: the relation is open.
+        let index = unsafe { pg_sys::RelationGetReplicaIndex(self.relation) };
+        self.scan_by(seen, index, keys, |row| {
             found = Some(row);
             false
         });
@@ -261,17 +290,27 @@ impl Table {
         seen: &Latest,
         index: Option<&'static CStr>,
         keys: &[Key],
+        take: impl FnMut(Row<'a>) -> bool,
+    ) {
+        let index = index.map_or(pg_sys::InvalidOid, relation_oid);
+        self.scan_by(seen, index, keys, take);
+    }
+
+    fn scan_by<'a>(
+        &'a self,
+        seen: &Latest,
+        index: pg_sys::Oid,
+        keys: &[Key],
         mut take: impl FnMut(Row<'a>) -> bool,
     ) {
-        let index_oid = index.map_or(pg_sys::InvalidOid, relation_oid);
         let mut keys: Vec<pg_sys::ScanKeyData> = keys.iter().map(Key::scan_key).collect();
         // SAFETY: the keys and the snapshot live until the scan has ended; rows are copied out of it. An
         // error ends the transaction, which releases all of it.
         unsafe {
             let scan = pg_sys::systable_beginscan(
                 self.relation,
-                index_oid,
-                index.is_some(),
+                index,
+                index != pg_sys::InvalidOid,
                 seen.0,
                 i32::try_from(keys.len()).unwrap_or(0),
                 keys.as_mut_ptr(),
@@ -378,15 +417,7 @@ impl Table {
                 beyond,
             )
         };
-        // SAFETY: as in `open`.
-        let relation = unsafe { pg_sys::table_open(oid, self.access.lock()) };
-        (
-            Self {
-                relation,
-                access: self.access,
-            },
-            beyond,
-        )
+        (Self::open_by_oid(oid, self.access), beyond)
     }
 
     /// Replaces a row. The caller keeps everybody else from changing it. Returns where it is now.
@@ -423,11 +454,9 @@ impl Table {
         }
     }
 
-    /// What comes next in this transaction sees the change.
     fn make_visible(&self) {
         debug_assert!(self.access == Access::Write);
-        // SAFETY: a transaction is in progress.
-        unsafe { pg_sys::CommandCounterIncrement() };
+        make_visible();
     }
 }
 
@@ -505,18 +534,8 @@ impl Row<'_> {
 
     /// The values of all columns.
     pub fn values<const N: usize>(&self) -> Values<N> {
-        let mut datums = [pg_sys::Datum::null(); N];
-        let mut nulls = [true; N];
-        // SAFETY: the arrays have as many places as the table has columns.
-        unsafe {
-            let columns = self.table.columns();
-            assert!(
-                usize::try_from((*columns).natts) == Ok(N),
-                "a table of coord has other columns than expected"
-            );
-            pg_sys::heap_deform_tuple(self.tuple, columns, datums.as_mut_ptr(), nulls.as_mut_ptr());
-        }
-        Values { datums, nulls }
+        // SAFETY: the row is of the table.
+        unsafe { Values::of(self.tuple, self.table.columns()) }
     }
 }
 
@@ -527,6 +546,22 @@ pub struct Values<const N: usize> {
 }
 
 impl<const N: usize> Values<N> {
+    /// # Safety
+    /// The tuple has these columns.
+    pub unsafe fn of(tuple: pg_sys::HeapTuple, columns: pg_sys::TupleDesc) -> Self {
+        let mut datums = [pg_sys::Datum::null(); N];
+        let mut nulls = [true; N];
+        // SAFETY: as promised by the caller; the arrays have as many places as there are columns.
+        unsafe {
+            assert!(
+                usize::try_from((*columns).natts) == Ok(N),
+                "a table of coord has other columns than expected"
+            );
+            pg_sys::heap_deform_tuple(tuple, columns, datums.as_mut_ptr(), nulls.as_mut_ptr());
+        }
+        Self { datums, nulls }
+    }
+
     /// A column, from 0.
     ///
     /// # Safety

@@ -5,6 +5,7 @@ use std::ffi::CStr;
 use pgrx::{FromDatum, pg_sys};
 
 use crate::error;
+use crate::heap::Values;
 use crate::varlena::raise;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,6 +121,48 @@ impl Firing<'_> {
             let datum = pg_sys::SPI_getbinval(row, self.columns(), number, &raw mut is_null);
             T::from_datum(datum, is_null)
         }
+    }
+
+    /// The values of all columns of the row.
+    pub fn values<const N: usize>(&self) -> Values<N> {
+        // SAFETY: the row is of the relation.
+        unsafe { Values::of(self.row(), self.columns()) }
+    }
+
+    /// The row as text, which reads back as one of any table with these columns.
+    pub fn row_text(&self) -> String {
+        // SAFETY: the row is of the relation; the output function gives a C string in the memory of the call.
+        unsafe {
+            let row = pg_sys::heap_copy_tuple_as_datum(self.row(), self.columns());
+            let text = pg_sys::OidOutputFunctionCall(pg_sys::F_RECORD_OUT.into(), row);
+            CStr::from_ptr(text).to_string_lossy().into_owned()
+        }
+    }
+
+    /// What lets PostgreSQL go on with another value in a column, from 0.
+    ///
+    /// # Safety
+    /// The value is of the type of the column.
+    pub unsafe fn with_value(&self, column: usize, value: pg_sys::Datum) -> pg_sys::Datum {
+        let mut number = i32::try_from(column).unwrap_or(i32::MAX) + 1;
+        let (mut value, mut is_null) = (value, false);
+        // SAFETY: as promised by the caller; PostgreSQL refuses a number that no column has.
+        let row = unsafe {
+            pg_sys::heap_modify_tuple_by_cols(
+                self.row(),
+                self.columns(),
+                1,
+                &raw mut number,
+                &raw mut value,
+                &raw mut is_null,
+            )
+        };
+        pg_sys::Datum::from(row)
+    }
+
+    /// What lets PostgreSQL go on without the row.
+    pub fn nothing() -> pg_sys::Datum {
+        pg_sys::Datum::null()
     }
 
     /// What lets PostgreSQL go on with the row as it is.

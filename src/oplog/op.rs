@@ -25,7 +25,7 @@ const SURFACES: [&str; 8] = [
 ];
 
 /// What nodes append by themselves, for each other.
-const OWN_SURFACES: [&str; 2] = ["retention", "checkpoint"];
+const OWN_SURFACES: [&str; 3] = ["retention", "checkpoint", "row"];
 
 /// `personal`, or `shared:` and the name of an organisation.
 pub fn check_scope(scope: &str) -> Result<()> {

@@ -7,12 +7,12 @@ use pgrx::IntoDatum;
 use pgrx::pg_sys::panic::{ErrorReport, ErrorReportable};
 use pgrx::prelude::*;
 
-use super::append::{Appended, Log, Payload, Turn};
+use super::append::{Appended, Log, Turn};
 use super::op::{self, Content};
-use crate::clock::{hlc, server};
+use super::payload::Payload;
+use crate::clock::hlc;
 use crate::error::{self, Error};
 use crate::heap::{Access, Table};
-use crate::is_preloaded;
 use crate::lock::{Lock, Mode};
 use crate::node::sql::confirmed_actor;
 use crate::spi::{self, Session, Value};
@@ -82,26 +82,6 @@ fn op_check(scope: &str, surface: &str, key: &str, size: i32) -> SqlResult<bool>
     Ok(true)
 }
 
-/// Why an operation from elsewhere cannot be in the log of any node.
-#[pg_extern(sql = false)]
-fn op_malformation(scope: &str, surface: &str, key: &str, size: i32) -> Option<String> {
-    let refusal = op::check(scope, surface, key, size.into()).err()?;
-    Some(refusal.to_string())
-}
-
-/// Moves this node's clock above a stamp from elsewhere, so that whatever is appended next comes after
-/// it. Returns why not, when the stamp is too far ahead.
-#[pg_extern(sql = false)]
-fn op_observe(stamp: i64) -> Option<String> {
-    let stamp = stamp.cast_unsigned();
-    let observed = if is_preloaded() {
-        server::observe(stamp).map(drop)
-    } else {
-        server::check_drift(stamp)
-    };
-    observed.err().map(|refusal| refusal.to_string())
-}
-
 /// Keeps everybody else from bringing operations of this origin until the transaction ends.
 #[pg_extern(sql = false)]
 fn op_origin_lock(origin: &str) {
@@ -138,9 +118,17 @@ fn op_keep<'a>(
     Ok(trigger.new())
 }
 
-/// Appends what this node says to the others of the log itself.
+/// Appends what this node says to the others by itself.
 #[pg_extern(sql = false)]
 fn op_append_own(scope: &str, surface: &str, payload: Flat) -> SqlResult<()> {
+    // SAFETY: the argument is a jsonb.
+    let text = unsafe { Payload::new(payload.datum()) }.text();
+    op::check(
+        scope,
+        surface,
+        "",
+        i64::try_from(text.len()).unwrap_or(i64::MAX),
+    )?;
     let actor = actor()?;
     let appending = Appending::from(Source::Here);
     spi::connect(|spi| {

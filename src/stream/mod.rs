@@ -1,4 +1,4 @@
 //! Streams: append-only tables that travel by logical replication.
 
 pub mod offer;
-mod sql;
+pub mod sql;

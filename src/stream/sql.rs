@@ -27,8 +27,7 @@ fn stream_origin() -> Option<i32> {
 
 /// Waits until this node knows its life, when rows come by replication, and returns which it is, as of this
 /// moment. A copy of the database has the subscriptions of the original: what it applied, the original would lack.
-#[pg_extern(sql = false)]
-fn stream_gate() -> SqlResult<Option<pgrx::Uuid>> {
+pub fn pass_gate() -> error::Result<Option<pgrx::Uuid>> {
     if stream_origin().is_none() {
         return Ok(None);
     }
@@ -38,10 +37,15 @@ fn stream_gate() -> SqlResult<Option<pgrx::Uuid>> {
             return Ok(life.map(|life| life.uuid));
         }
         if begun.elapsed() > PATIENCE {
-            return Err(error::life_unknown(is_preloaded()).into());
+            return Err(error::life_unknown(is_preloaded()));
         }
         process::pause(LOOK_AGAIN);
     }
+}
+
+#[pg_extern(sql = false)]
+fn stream_gate() -> SqlResult<Option<pgrx::Uuid>> {
+    Ok(pass_gate()?)
 }
 
 /// What this node's rows are told as.

@@ -144,6 +144,15 @@ $mesh->node('c')->start;
 streams('another one takes its place');
 agrees('and nothing is missing');
 
+# ---- a table of the user's own
+
+$mesh->sql($_, 'CREATE TABLE reading (sensor text, at int, value float, origin text, PRIMARY KEY (sensor, at))') foreach $mesh->names;
+$mesh->sql('a', q{INSERT INTO reading VALUES ('door', 0, 0, 'a')});
+is($mesh->sql($_, q{SELECT coord.stream_add('reading')}), 'public.reading', "$_ streams a table") foreach $mesh->names;
+$mesh->sql($_, sprintf q{INSERT INTO reading VALUES ('%s', generate_series(1, 10), 1)}, $_) foreach $mesh->names;
+$mesh->wait_for($_, q{SELECT count(*) FROM reading}, '31', "$_ has the rows of all, also the one from before") foreach $mesh->names;
+is($mesh->sql('b', q{SELECT string_agg(DISTINCT origin, ',') FROM reading WHERE sensor = 'c'}), 'c', 'each with its origin');
+
 # ---- a node that cannot stream
 
 my $plain = $mesh->add('d', conf => 'wal_level = replica');
@@ -154,22 +163,37 @@ $mesh->wait_for('a', sprintf($waits, 'd', 'in'), 'waiting: wal_level is replica'
 $mesh->sql('d', turn('plain', 'user', 'by gossip'));
 $mesh->sql('a', turn('plain', 'assistant', 'by a stream'));
 agrees('and its operations travel by gossip, also to those it does not know');
+
+# Its rows are operations. What a table does not take is kept, and stops nobody.
+my $read = q{SELECT count(*), count(DISTINCT origin) FROM reading};
+$mesh->sql('c', 'ALTER TABLE reading ADD CHECK (value < 100)');
+$mesh->sql('d', 'CREATE TABLE reading (sensor text, at int, value float, origin text, PRIMARY KEY (sensor, at))');
+$mesh->sql('d', q{INSERT INTO reading VALUES ('d', 0, 0.1, 'd')});
+$mesh->sql('d', q{SELECT coord.stream_add('reading')});
+$mesh->sql('d', q{INSERT INTO reading VALUES ('d', generate_series(1, 9), 0.1)});
+$mesh->sql('d', q{INSERT INTO reading VALUES ('d', 10, 100), ('d', 11, 'NaN')});
+$mesh->wait_for('a', $read, '43|4', 'rows of a table travel by gossip as well');
+$mesh->wait_for('b', $read, '43|4', 'from node to node');
+$mesh->wait_for('c', $read, '41|4', 'past the ones that a table refuses');
+is($mesh->sql('c', q{SELECT string_agg(reason || ' ' || (op #>> '{payload,row,at}'), ',' ORDER BY seq) FROM coord.conflict}), 'refused 10,refused 11', 'which are kept');
+$mesh->sql('c', 'ALTER TABLE reading DROP CONSTRAINT reading_value_check');
+is($mesh->sql('c', 'SELECT coord.op_refold()'), '2', 'and put in when it takes them');
+is($mesh->sql('c', 'SELECT count(*) FROM coord.conflict'), '0', 'which settles it');
+$mesh->wait_for('d', q{SELECT count(*) FROM reading}, '23', 'it has those of its peer');
+my $rows = q{SELECT string_agg(r::text, ' ' ORDER BY at) FROM reading r WHERE sensor = 'd'};
+my $said = $mesh->sql('d', $rows);
+is($mesh->sql($_, $rows), $said, "as they are, on $_") foreach 'a', 'b', 'c';
+$mesh->sql('d', q{SELECT coord.stream_remove('reading')});
+$mesh->sql('d', q{INSERT INTO reading VALUES ('d', 12, 0, 'd')});
+agrees('nothing else has travelled');
 $mesh->sql('d', 'SELECT coord.node_leave()');
 $mesh->wait_for('a', q{SELECT count(*) FROM coord.stream_status WHERE peer = 'd'}, '0', 'a has nothing for it when it has left');
 $mesh->forget('d');
 
-# ---- a table of the user's own
-
-$mesh->sql($_, 'CREATE TABLE reading (sensor text, at int, value float, origin text, PRIMARY KEY (sensor, at))') foreach $mesh->names;
-$mesh->sql('a', q{INSERT INTO reading VALUES ('door', 0, 0, 'a')});
-is($mesh->sql($_, q{SELECT coord.stream_add('reading')}), 'public.reading', "$_ streams a table") foreach $mesh->names;
-$mesh->sql($_, sprintf q{INSERT INTO reading VALUES ('%s', generate_series(1, 10), 1)}, $_) foreach $mesh->names;
-$mesh->wait_for($_, q{SELECT count(*) FROM reading}, '31', "$_ has the rows of all, also the one from before") foreach $mesh->names;
-is($mesh->sql('b', q{SELECT string_agg(DISTINCT origin, ',') FROM reading WHERE sensor = 'c'}), 'c', 'each with its origin');
-$mesh->sql($_, q{SELECT coord.stream_remove('reading')}) foreach $mesh->names;
-$mesh->wait_for($_, q{SELECT count(*) FROM coord.stream_status WHERE stream <> 'op'}, '0', "$_ ends it") foreach $mesh->names;
-
 # ---- away with it, on both sides
+
+$mesh->sql($_, q{SELECT coord.stream_remove('reading')}) foreach $mesh->names;
+$mesh->wait_for($_, q{SELECT count(*) FROM coord.stream_status WHERE stream <> 'op'}, '0', "$_ ends streaming a table") foreach $mesh->names;
 
 my $remains = q{SELECT (SELECT count(*) FROM pg_replication_slots) || ' ' || (SELECT count(*) FROM pg_subscription) || ' ' || (SELECT count(*) FROM pg_publication)};
 $mesh->wait_for('a', $remains, '2 2 1', 'two slots, two subscriptions, one publication');

@@ -1,0 +1,239 @@
+//! Operations that come from elsewhere, admitted and folded without the executor: replication applies them one by
+//! one, so that what an operation takes here bounds how many a second all other nodes can append.
+
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+
+use super::admission::{self, Admission, Arrival, Known, Refusal};
+use super::op::Content;
+use super::payload::Payload;
+use crate::clock::server;
+use crate::clock::vclock::Vclock;
+use crate::error::Result;
+use crate::fold::turn::{Turn, Turns};
+use crate::heap::{self, Access, Key, Latest, Table, Values};
+use crate::is_preloaded;
+use crate::lock::{Lock, Mode};
+use crate::spi::{self, Value};
+use crate::stream;
+use crate::trigger::Firing;
+use crate::varlena::{Flat, raise};
+
+/// Columns of `coord.op`, from 0.
+mod column {
+    pub const ORIGIN: usize = 0;
+    pub const SEQ: usize = 1;
+    pub const XID: usize = 2;
+    pub const LOCAL_XID: usize = 3;
+    pub const HLC: usize = 4;
+    pub const OP_ID: usize = 5;
+    pub const SCOPE: usize = 6;
+    pub const SURFACE: usize = 7;
+    pub const PAYLOAD: usize = 8;
+    pub const TENANT_ID: usize = 10;
+    pub const COUNT: usize = 11;
+}
+
+/// A row that is put into the log.
+struct Op<'a> {
+    origin: &'a str,
+    seq: i64,
+    xid: u64,
+    hlc: u64,
+    op_id: &'a str,
+    scope: &'a str,
+    surface: &'a str,
+    payload: Payload,
+    tenant: Option<pgrx::Uuid>,
+}
+
+impl<'a> Op<'a> {
+    /// None for one that lacks a part, which its table refuses.
+    fn read(values: &'a Values<{ column::COUNT }>) -> Option<Self> {
+        // SAFETY: the types are those of sql/oplog.sql; an xid8 is its number.
+        unsafe {
+            Some(Self {
+                origin: values.get(column::ORIGIN)?,
+                seq: values.get(column::SEQ)?,
+                xid: values.get::<i64>(column::XID)?.cast_unsigned(),
+                hlc: values.get::<i64>(column::HLC)?.cast_unsigned(),
+                op_id: values.get(column::OP_ID)?,
+                scope: values.get(column::SCOPE)?,
+                surface: values.get(column::SURFACE)?,
+                payload: values.get(column::PAYLOAD)?,
+                tenant: values.get(column::TENANT_ID),
+            })
+        }
+    }
+}
+
+/// Entry point of the trigger `op_admit`.
+///
+/// # Safety
+/// Called by PostgreSQL as a trigger function.
+#[pg_guard]
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn op_admit_wrapper(
+    fcinfo: pg_sys::FunctionCallInfo,
+) -> pg_sys::Datum {
+    // SAFETY: as the caller promises.
+    let firing = unsafe { Firing::new(fcinfo) };
+    match admit(&firing) {
+        // SAFETY: the column is an xid8.
+        Ok(Admission::Admitted) => unsafe { firing.with_value(column::LOCAL_XID, own_xid()) },
+        Ok(Admission::Repeated) => Firing::nothing(),
+        Ok(Admission::Refused(refusal)) => {
+            refuse(&firing, &refusal);
+            Firing::nothing()
+        }
+        Err(error) => raise(error),
+    }
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn pg_finfo_op_admit_wrapper() -> &'static pg_sys::Pg_finfo_record {
+    const RECORD: pg_sys::Pg_finfo_record = pg_sys::Pg_finfo_record { api_version: 1 };
+    &RECORD
+}
+
+/// The transaction that brings an operation here.
+fn own_xid() -> pg_sys::Datum {
+    // SAFETY: a transaction that writes.
+    unsafe { pg_sys::GetTopFullTransactionId() }.value.into()
+}
+
+fn admit(firing: &Firing) -> Result<Admission> {
+    let values = firing.values();
+    let Some(op) = Op::read(&values) else {
+        return Ok(Admission::Admitted);
+    };
+    stream::sql::pass_gate()?;
+    // Before the look at what is here: whoever else brings the same operation has ended then.
+    Lock::of_origin(op.origin).take(Mode::Admission);
+    let text = op.payload.text();
+    let tenant = op.tenant.map(|tenant| tenant.to_string());
+    let arrival = Arrival {
+        content: Content {
+            origin: op.origin,
+            seq: op.seq,
+            hlc: op.hlc,
+            scope: op.scope,
+            surface: op.surface,
+            payload: &text,
+            tenant: tenant.as_deref().unwrap_or_default(),
+        },
+        op_id: op.op_id,
+        key: &op.payload.key(op.surface, &text),
+        xid: op.xid,
+    };
+    let admission = decide(firing, &op, &arrival);
+    Ok(match admission {
+        Admission::Admitted => observe(op.hlc),
+        _ => admission,
+    })
+}
+
+fn decide(firing: &Firing, op: &Op, arrival: &Arrival) -> Admission {
+    // What the statement has brought before counts as well.
+    heap::make_visible();
+    let seen = Latest::take();
+    let log = Table::open_by_oid(firing.table_oid().into(), Access::Write);
+    let keys = [Key::Text(1, op.origin), Key::Number(2, op.seq)];
+    let row = log.find_by_identity(&seen, &keys);
+    let known = Known {
+        // SAFETY: the type is that of sql/oplog.sql.
+        op_id: (row.as_ref()).and_then(|row| unsafe { row.get(column::OP_ID) }),
+        is_quarantined: is_quarantined(&seen, op.origin),
+        base: base(&seen, op.origin),
+    };
+    admission::decide(arrival, known)
+}
+
+fn is_quarantined(seen: &Latest, origin: &str) -> bool {
+    let quarantine = Table::open(c"quarantine", Access::Read);
+    !quarantine.is_empty()
+        && (quarantine.find(seen, c"quarantine_pkey", &[Key::Text(1, origin)])).is_some()
+}
+
+/// How far the log of this node was cleared of what is needed for nothing.
+fn base(seen: &Latest, origin: &str) -> u64 {
+    let table = Table::open(c"op_base", Access::Read);
+    let row = table.first(seen);
+    // SAFETY: the type is that of sql/fold.sql.
+    let frontier = row.as_ref().and_then(|row| unsafe { row.get::<Flat>(0) });
+    let frontier = frontier.and_then(|frontier| Vclock::parse(frontier.bytes()).ok());
+    frontier.map_or(0, |frontier| frontier.get(origin.as_bytes()))
+}
+
+/// Moves this node's clock above the stamp, so that whatever is appended next comes after it.
+fn observe(stamp: u64) -> Admission {
+    let observed = if is_preloaded() {
+        server::observe(stamp).map(drop)
+    } else {
+        server::check_drift(stamp)
+    };
+    match observed {
+        Ok(()) => Admission::Admitted,
+        Err(refusal) => Admission::Refused(Refusal::Clock(refusal.to_string())),
+    }
+}
+
+fn refuse(firing: &Firing, refusal: &Refusal) {
+    let row = firing.row_text();
+    spi::connect(|spi| {
+        let arguments = [
+            Value::Text(Some(&row)),
+            Value::Text(Some(refusal.reason())),
+            Value::Text(refusal.detail()),
+        ];
+        spi.write(c"SELECT coord.op_refuse($1::coord.op, $2, $3)", &arguments);
+    });
+}
+
+/// Entry point of the trigger `op_fold_turn`.
+///
+/// # Safety
+/// Called by PostgreSQL as a trigger function.
+#[pg_guard]
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn op_fold_turn_wrapper(
+    fcinfo: pg_sys::FunctionCallInfo,
+) -> pg_sys::Datum {
+    // SAFETY: as the caller promises.
+    let firing = unsafe { Firing::new(fcinfo) };
+    let values = firing.values();
+    if let Some(op) = Op::read(&values) {
+        match Turns::open() {
+            Some(turns) => fold_turn(&turns, &op),
+            None => fold_by_statements(&firing),
+        }
+    }
+    Firing::nothing()
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn pg_finfo_op_fold_turn_wrapper() -> &'static pg_sys::Pg_finfo_record {
+    const RECORD: pg_sys::Pg_finfo_record = pg_sys::Pg_finfo_record { api_version: 1 };
+    &RECORD
+}
+
+fn fold_turn(turns: &Turns, op: &Op) {
+    turns.put(&Turn {
+        scope: op.scope,
+        conversation_id: &op.payload.field("conversation_id").unwrap_or_default(),
+        hlc: op.hlc,
+        op_id: op.op_id,
+        origin: op.origin,
+        payload: op.payload,
+    });
+}
+
+fn fold_by_statements(firing: &Firing) {
+    let row = firing.row_text();
+    spi::connect(|spi| {
+        spi.write(
+            c"SELECT coord.op_fold(ARRAY[$1::coord.op])",
+            &[Value::Text(Some(&row))],
+        );
+    });
+}
