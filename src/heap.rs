@@ -366,7 +366,8 @@ impl Table {
             let in_slot = |tuple: &pg_sys::HeapTuple| {
                 let slot =
                     pg_sys::MakeSingleTupleTableSlot(columns, &raw const pg_sys::TTSOpsHeapTuple);
-                pg_sys::ExecStoreHeapTuple(*tuple, slot, false)
+                // Freed with the slot: else it would be copied into it.
+                pg_sys::ExecStoreHeapTuple(*tuple, slot, true)
             };
             let mut slots: Vec<_> = tuples.iter().map(in_slot).collect();
             let count = i32::try_from(slots.len()).unwrap_or(i32::MAX);

@@ -66,21 +66,7 @@ impl Log {
             .iter()
             .map(|turn| number(actor, turn))
             .collect::<Result<Vec<_>>>()?;
-        // Replication applies rows in the order in which they were written: whoever folds several takes locks in
-        // the order of what they fold into.
-        let mut order: Vec<usize> = (0..numbered.len()).collect();
-        order.sort_by(|left, right| {
-            let key = |place: usize| {
-                let Numbered {
-                    turn,
-                    conversation_id,
-                    appended,
-                } = &numbered[place];
-                (turn.scope, conversation_id.as_str(), appended.seq)
-            };
-            key(*left).cmp(&key(*right))
-        });
-        Ok(self.write(actor, &numbered, &order).then(|| {
+        Ok(self.write(actor, &numbered).then(|| {
             numbered
                 .into_iter()
                 .map(|numbered| numbered.appended)
@@ -88,33 +74,28 @@ impl Log {
         }))
     }
 
-    fn write(&self, actor: &str, turns: &[Numbered], order: &[usize]) -> bool {
-        let mut at = 0;
-        while at < order.len() {
+    /// In the order of numbers, and turns in that of their conversations: an index is quickest to grow at its end, or
+    /// from one place to the next. No order of locks is to be kept, as with records: no two operations are one turn.
+    fn write(&self, actor: &str, turns: &[Numbered]) -> bool {
+        let mut rest = turns;
+        while let Some(first) = rest.first() {
             // Nearly always all of them.
-            let (partition, beyond) = self.op.partition(turns[order[at]].appended.seq);
+            let (partition, beyond) = self.op.partition(first.appended.seq);
             if partition.triggers() != TRIGGERS_OF_PARTITION {
                 assert!(
-                    at == 0,
+                    rest.len() == turns.len(),
                     "a partition has other triggers than the one before"
                 );
                 return false;
             }
-            let count = order[at..]
-                .iter()
-                .take_while(|place| turns[**place].appended.seq < beyond)
-                .count();
-            let rows: Vec<_> = order[at..at + count]
-                .iter()
-                .map(|place| op_row(actor, &turns[*place]))
-                .collect();
+            let count = rest.partition_point(|turn| turn.appended.seq < beyond);
+            let (here, later) = rest.split_at(count);
+            let rows: Vec<_> = here.iter().map(|turn| op_row(actor, turn)).collect();
             partition.insert_all(&rows);
-            at += count;
+            rest = later;
         }
-        let folded: Vec<_> = order
-            .iter()
-            .map(|place| turns[*place].folded(actor))
-            .collect();
+        let mut folded: Vec<_> = turns.iter().map(|turn| turn.folded(actor)).collect();
+        folded.sort_by_key(|turn| (turn.conversation_id, turn.hlc));
         self.turns.put_new(&folded);
         if let Some(told) = AT_APPEND.get() {
             told();
