@@ -52,11 +52,10 @@ CREATE TABLE lease_history (
   expires_at timestamptz,
   reason text
 );
+-- Without an index: all grants would meet at its end.
 COMMENT ON TABLE lease_history IS 'every grant, release and revocation; kept for coord.lease_history_retention';
 COMMENT ON COLUMN lease_history.expires_at IS 'as granted; renewals are not recorded';
 COMMENT ON COLUMN lease_history.reason IS 'of a revocation';
--- One narrow index that grows at its end: every grant pays for it.
-CREATE INDEX lease_history_local_xid ON lease_history (local_xid);
 
 SELECT pg_catalog.pg_extension_config_dump('lease', '');
 SELECT pg_catalog.pg_extension_config_dump('lease_lease_id_seq', '');

@@ -8,7 +8,7 @@
 use std::cell::RefCell;
 use std::ffi::{CStr, c_int};
 
-use pgrx::itemptr::item_pointer_get_block_number_no_check;
+use pgrx::itemptr::{item_pointer_get_block_number_no_check, item_pointer_set_all};
 use pgrx::prelude::*;
 use pgrx::{FromDatum, IntoDatum, pg_sys};
 
@@ -75,14 +75,21 @@ pub struct Position {
     tuple: pg_sys::ItemPointerData,
 }
 
+impl Position {
+    /// As a number of 48 bits, which the table reads back.
+    pub fn number(self) -> u64 {
+        // SAFETY: takes two fields of the value apart.
+        let block = unsafe { item_pointer_get_block_number_no_check(self.tuple) };
+        u64::from(block) << 16 | u64::from(self.tuple.ip_posid)
+    }
+}
+
 /// What the column of a row is to be, by its number from 1.
 #[derive(Clone, Copy, Debug)]
 pub enum Key<'a> {
     Text(i16, &'a str),
     /// Of a type that is stored as such, as `hlc` is.
     Number(i16, i64),
-    Xid(i16, u64),
-    XidFrom(i16, u64),
 }
 
 impl Key<'_> {
@@ -100,18 +107,6 @@ impl Key<'_> {
                 pg_sys::BTEqualStrategyNumber,
                 pg_sys::F_INT8EQ,
                 pg_sys::Datum::from(value),
-            ),
-            Self::Xid(number, xid) => (
-                number,
-                pg_sys::BTEqualStrategyNumber,
-                pg_sys::F_XID8EQ,
-                pg_sys::Datum::from(xid),
-            ),
-            Self::XidFrom(number, xid) => (
-                number,
-                pg_sys::BTGreaterEqualStrategyNumber,
-                pg_sys::F_XID8GE,
-                pg_sys::Datum::from(xid),
             ),
         };
         let mut key = pg_sys::ScanKeyData::default();
@@ -204,13 +199,16 @@ impl Table {
         unsafe { (*self.relation).rd_id }.to_u32()
     }
 
+    pub fn blocks(&self) -> u32 {
+        // SAFETY: the relation is open.
+        unsafe {
+            pg_sys::RelationGetNumberOfBlocksInFork(self.relation, pg_sys::ForkNumber::MAIN_FORKNUM)
+        }
+    }
+
     /// Whether nothing was ever written to it, or all of it was cleared away.
     pub fn is_empty(&self) -> bool {
-        // SAFETY: the relation is open.
-        let blocks = unsafe {
-            pg_sys::RelationGetNumberOfBlocksInFork(self.relation, pg_sys::ForkNumber::MAIN_FORKNUM)
-        };
-        blocks == 0
+        self.blocks() == 0
     }
 
     fn columns(&self) -> pg_sys::TupleDesc {
@@ -250,6 +248,16 @@ impl Table {
         found
     }
 
+    /// The position that a number stands for.
+    pub fn position(&self, number: u64) -> Position {
+        let mut tuple = pg_sys::ItemPointerData::default();
+        item_pointer_set_all(&mut tuple, (number >> 16) as u32, number as u16);
+        Position {
+            table: self.oid(),
+            tuple,
+        }
+    }
+
     /// The row that is at a position, if the snapshot sees one there: whichever row that is now. It is the
     /// price of one page, where an index takes several and has to be opened.
     pub fn at(&self, seen: &Latest, position: Position) -> Option<Row<'_>> {
@@ -265,8 +273,7 @@ impl Table {
         // the page; the row is copied before its page is given back.
         unsafe {
             let block = item_pointer_get_block_number_no_check(position.tuple);
-            let main = pg_sys::ForkNumber::MAIN_FORKNUM;
-            let is_there = block < pg_sys::RelationGetNumberOfBlocksInFork(self.relation, main)
+            let is_there = block < self.blocks()
                 && pg_sys::heap_fetch(
                     self.relation,
                     seen.0,

@@ -6,10 +6,10 @@ use pgrx::IntoDatum;
 use pgrx::prelude::*;
 
 use super::store::timestamp;
-use crate::heap::{Access, Key, Latest, Row, Table};
+use super::transaction::{self, Effect};
+use crate::heap::{Access, Latest, Row, Table};
 
 const TABLE: &CStr = c"lease_history";
-const INDEX: &CStr = c"lease_history_local_xid";
 
 /// Columns of `coord.lease_history`, from 0.
 mod column {
@@ -22,8 +22,6 @@ mod column {
     pub const REASON: usize = 7;
     pub const COUNT: usize = 8;
 }
-
-const XID_NUMBER: i16 = column::LOCAL_XID as i16 + 1;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
@@ -42,7 +40,8 @@ impl Event {
     }
 }
 
-/// Adds a line under this transaction.
+/// Adds a line under this transaction, of which the worker is told when it has committed. There is no index to find
+/// it by: all grants would meet at its end.
 pub fn record(
     resource: &str,
     holder: &str,
@@ -57,7 +56,7 @@ pub fn record(
     };
     // SAFETY: a plain getter, which gives the transaction a number if it has none.
     let xid = unsafe { pg_sys::GetTopFullTransactionId() }.value;
-    Table::open(TABLE, Access::Write).insert(&[
+    let position = Table::open(TABLE, Access::Write).insert(&[
         resource.into_datum(),
         epoch.into_datum(),
         event.name().into_datum(),
@@ -67,10 +66,11 @@ pub fn record(
         expires_at,
         reason.into_datum(),
     ]);
+    transaction::at_commit(Effect::Recorded(position.number()));
 }
 
 /// A line as listeners get it.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Line {
     pub resource: String,
     pub epoch: i64,
@@ -78,6 +78,7 @@ pub struct Line {
     pub holder: String,
     pub expires_at: Option<i64>,
     pub reason: Option<String>,
+    xid: u64,
 }
 
 impl Line {
@@ -94,37 +95,84 @@ impl Line {
                     .get::<TimestampWithTimeZone>(column::EXPIRES_AT)
                     .map(TimestampWithTimeZone::into_inner),
                 reason: values.get(column::REASON),
+                xid: values
+                    .get::<i64>(column::LOCAL_XID)
+                    .unwrap_or_default()
+                    .cast_unsigned(),
             }
         }
     }
 }
 
-/// Lines that the active snapshot sees and a `pg_snapshot` did not, in the order of epochs: those of
-/// transactions that were in progress then, and of all that came later.
-pub fn lines_since(snapshot: &str) -> Vec<Line> {
+/// How large the table is.
+pub fn blocks() -> u32 {
+    Table::open(TABLE, Access::Read).blocks()
+}
+
+/// The lines at these positions, in the order of epochs; or, when they are not what was meant, because the table was
+/// rewritten, those as well that a `pg_snapshot` did not see.
+pub fn lines_at(positions: &[u64], before: &str) -> Vec<Line> {
     let table = Table::open(TABLE, Access::Read);
-    let seen = Latest::active();
-    let mut lines = Vec::new();
-    for key in unseen_by(snapshot) {
-        table.scan(&seen, Some(INDEX), &[key], |row| {
-            lines.push(Line::read(&row));
-            true
-        });
+    let seen = Latest::take();
+    let unseen = Unseen::by(before);
+    let rows = positions
+        .iter()
+        .filter_map(|number| table.at(&seen, table.position(*number)));
+    let mut lines: Vec<Line> = rows.map(|row| Line::read(&row)).collect();
+    let are_meant =
+        lines.len() == positions.len() && lines.iter().all(|line| unseen.contains(line.xid));
+    if !are_meant {
+        lines.extend(unseen.lines(&table, &seen));
     }
-    lines.sort_by(|a, b| (&a.resource, a.epoch, &a.event).cmp(&(&b.resource, b.epoch, &b.event)));
+    in_order(lines)
+}
+
+/// Lines that a `pg_snapshot` did not see, in the order of epochs. Reads the whole table.
+pub fn lines_since(before: &str) -> Vec<Line> {
+    let table = Table::open(TABLE, Access::Read);
+    in_order(Unseen::by(before).lines(&table, &Latest::take()))
+}
+
+fn in_order(mut lines: Vec<Line>) -> Vec<Line> {
+    lines.sort();
+    lines.dedup();
     lines
 }
 
 /// Transactions that a snapshot, in the form `xmin:xmax:xip,…`, does not see.
-fn unseen_by(snapshot: &str) -> Vec<Key<'static>> {
-    let mut parts = snapshot.split(':').skip(1);
-    let later = parts.next().and_then(|xmax| xmax.parse().ok());
-    let in_progress = parts.next().unwrap_or_default().split(',');
-    in_progress
-        .filter_map(|xid| xid.parse().ok())
-        .map(|xid| Key::Xid(XID_NUMBER, xid))
-        .chain(later.map(|xmax| Key::XidFrom(XID_NUMBER, xmax)))
-        .collect()
+#[derive(Debug, PartialEq, Eq)]
+struct Unseen {
+    in_progress: Vec<u64>,
+    from: u64,
+}
+
+impl Unseen {
+    fn by(snapshot: &str) -> Self {
+        let mut parts = snapshot.split(':').skip(1);
+        let from = parts.next().and_then(|xmax| xmax.parse().ok());
+        let in_progress = parts.next().unwrap_or_default().split(',');
+        Self {
+            in_progress: in_progress.filter_map(|xid| xid.parse().ok()).collect(),
+            from: from.unwrap_or(0),
+        }
+    }
+
+    fn contains(&self, xid: u64) -> bool {
+        xid >= self.from || self.in_progress.contains(&xid)
+    }
+
+    fn lines(&self, table: &Table, seen: &Latest) -> Vec<Line> {
+        let mut lines = Vec::new();
+        table.scan(seen, None, &[], |row| {
+            // SAFETY: the type is that of sql/lease.sql.
+            let xid = unsafe { row.get::<i64>(column::LOCAL_XID) };
+            if xid.is_some_and(|xid| self.contains(xid.cast_unsigned())) {
+                lines.push(Line::read(&row));
+            }
+            true
+        });
+        lines
+    }
 }
 
 #[cfg(test)]
@@ -133,8 +181,10 @@ mod tests {
 
     #[test]
     fn a_snapshot_does_not_see_what_is_in_progress_or_later() {
-        let unseen = format!("{:?}", unseen_by("10:20:10,14"));
-        assert_eq!(unseen, "[Xid(6, 10), Xid(6, 14), XidFrom(6, 20)]");
-        assert_eq!(format!("{:?}", unseen_by("10:10:")), "[XidFrom(6, 10)]");
+        let unseen = Unseen::by("10:20:10,14");
+        let xids = [9, 10, 11, 14, 19, 20, 21].map(|xid| unseen.contains(xid));
+        assert_eq!(xids, [false, true, false, true, false, true, true]);
+        assert!(Unseen::by("10:10:").contains(10));
+        assert!(!Unseen::by("10:10:").contains(9));
     }
 }

@@ -16,6 +16,7 @@ use super::clock::{self, Anchor};
 use super::entry::Entry;
 pub use super::entry::{Extent, Held, Key, Known, Renewal, Unwritten};
 use super::grant::Predecessor;
+use super::ring::{Ring, Taken};
 use crate::process::{own_database, own_latch, set_latch};
 use crate::{guc, is_preloaded};
 
@@ -24,7 +25,6 @@ const WAYS: usize = 8;
 
 const MAX_DATABASES: usize = 64;
 
-#[derive(Default)]
 #[repr(C)]
 struct Database {
     oid: AtomicU32,
@@ -42,6 +42,8 @@ struct Database {
     is_urgent: AtomicBool,
     /// Address of the worker's latch; 0 when none runs.
     worker: AtomicUsize,
+    /// Where the lines of history are that say what has changed.
+    lines: Ring,
 }
 
 #[repr(C)]
@@ -440,9 +442,22 @@ fn tell_worker(flag: fn(&Database) -> &AtomicBool) {
     }
 }
 
-/// A holder has changed: the worker is to tell whoever listens.
-pub fn tell_change() {
+/// A holder has changed, as a line of history says: the worker is to tell whoever listens.
+pub fn tell_change(line: u64) {
+    if let Some(here) = database() {
+        here.lines.put(line);
+    }
     tell_worker(|here| &here.is_changed);
+}
+
+/// Behind all changes until now.
+pub fn changes_position() -> u64 {
+    database().map_or(0, |here| here.lines.position())
+}
+
+/// The lines of what has changed since a position.
+pub fn changes_since(position: u64) -> Option<Taken> {
+    Some(database()?.lines.take(position))
 }
 
 pub fn has_change() -> bool {

@@ -13,6 +13,7 @@ mod model;
 mod positions;
 pub mod protection;
 pub mod report;
+mod ring;
 mod savepoint;
 mod sql;
 pub mod store;

@@ -32,6 +32,8 @@ pub enum Effect {
         expires_at: i64,
         ttl: i64,
     },
+    /// A line of history, by its position in the table.
+    Recorded(u64),
 }
 
 /// Values by name, forgotten with the savepoint they came after.
@@ -244,14 +246,13 @@ impl Effect {
                 if let Some(pinned) = pinned {
                     pinned.grant(epoch, expires_at, ttl);
                 }
-                memory::tell_change();
             }
             Self::Ended { pinned, epoch } => {
                 if let Some(pinned) = pinned {
                     pinned.end(epoch);
                 }
-                memory::tell_change();
             }
+            Self::Recorded(line) => memory::tell_change(line),
             Self::Renewed {
                 key,
                 epoch,

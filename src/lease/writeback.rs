@@ -34,8 +34,10 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Leases written back in one transaction, which holds a lock of each.
 const BATCH: usize = 200;
 
-/// Lines of history deleted in one transaction.
-const DELETED: i64 = 10_000;
+/// Blocks of history that one transaction deletes from, how many a pass looks at, and in how many passes all are.
+const BLOCKS: u32 = 128;
+const FEWEST_BLOCKS: u32 = 1_024;
+const PASSES: u32 = 60;
 
 /// A step of the wall clock that is carried over into the next run of the server.
 const STEP: i64 = 1_000_000;
@@ -51,8 +53,17 @@ pub struct Keeper {
     /// None until it has been done once: a worker may end before the first interval has passed.
     last_written: Option<Instant>,
     last_told: Option<Instant>,
-    /// What was visible when changes of holder were last told, as `pg_snapshot`.
-    told: Option<String>,
+    told: Option<Told>,
+    /// Where in the history to look next for lines that are too old.
+    next_block: u32,
+}
+
+/// How far changes of holder were told.
+struct Told {
+    /// What was visible before, as `pg_snapshot`: where to look for what was overwritten in memory.
+    seen: String,
+    /// In the changes that memory keeps.
+    position: u64,
 }
 
 impl Keeper {
@@ -64,6 +75,7 @@ impl Keeper {
             last_written: None,
             last_told: None,
             told: None,
+            next_block: 0,
         }
     }
 
@@ -196,49 +208,67 @@ impl Keeper {
         left.is_empty()
     }
 
-    fn forget_history(&self) {
+    /// Deletes what is too old in a part of the history, so large that all of it is looked at in an hour.
+    fn forget_history(&mut self) {
         let minutes = i64::from(guc::LEASE_HISTORY_RETENTION.get());
         if minutes < 0 {
             return;
         }
-        // The oldest are looked at first, so a pass that finds nothing to delete looks at few.
-        let mut deleted = DELETED;
-        while deleted == DELETED {
-            deleted = 0;
-            self.transaction("delete old history of leases", |spi| {
-                let rows = spi.write(
+        let mut blocks = 0;
+        self.transaction("look at the history of leases", |_| {
+            blocks = history::blocks();
+            Ok(())
+        });
+        let mut left = blocks.min(FEWEST_BLOCKS.max(blocks / PASSES + 1));
+        while left > 0 {
+            if self.next_block >= blocks {
+                self.next_block = 0;
+            }
+            let end = blocks.min(self.next_block + BLOCKS.min(left));
+            let window = [self.next_block, end].map(|block| format!("({block},0)"));
+            let is_done = self.transaction("delete old history of leases", |spi| {
+                spi.write(
                     c"DELETE FROM coord.lease_history h
-                       USING (SELECT ctid, recorded_at FROM coord.lease_history
-                               ORDER BY local_xid LIMIT $2) oldest
-                       WHERE h.ctid = oldest.ctid
-                         AND oldest.recorded_at < clock_timestamp() - $1 * interval '1 minute'",
-                    &[Value::Int(minutes), Value::Int(DELETED)],
+                       WHERE h.ctid >= $1::tid AND h.ctid < $2::tid
+                         AND h.recorded_at < clock_timestamp() - $3 * interval '1 minute'",
+                    &[
+                        Value::Text(Some(&window[0])),
+                        Value::Text(Some(&window[1])),
+                        Value::Int(minutes),
+                    ],
                 );
-                deleted = i64::try_from(rows.len()).unwrap_or(0);
                 Ok(())
             });
+            if !is_done {
+                return;
+            }
+            left -= end - self.next_block;
+            self.next_block = end;
         }
     }
 
-    /// Notifies of what has become visible since the last time, in the order of epochs.
+    /// Notifies of what has changed since the last time, in the order of epochs.
     fn tell_changes(&mut self) -> Vec<String> {
-        let mut seen = None;
+        let mut told = None;
         let mut changed = Vec::new();
-        let before = self.told.clone();
+        let before = self.told.as_ref();
         let is_told = self.transaction("tell changes of leases", |spi| {
-            seen = spi.with_snapshot(|spi| {
-                spi.read(c"SELECT pg_current_snapshot()::text", &[])
-                    .get::<String>(0, 0)
-                    .inspect(|_| {
-                        if let Some(before) = &before {
-                            changed = notify(before);
-                        }
-                    })
-            });
+            let seen = spi.write(c"SELECT pg_current_snapshot()::text", &[]);
+            let taken = before.map(|before| (before, memory::changes_since(before.position)));
+            let mut position = memory::changes_position();
+            if let Some((before, Some(taken))) = taken {
+                position = taken.position;
+                changed = notify(if taken.is_overrun {
+                    history::lines_since(&before.seen)
+                } else {
+                    history::lines_at(&taken.numbers, &before.seen)
+                });
+            }
+            told = seen.get(0, 0).map(|seen| Told { seen, position });
             Ok(())
         });
         if is_told {
-            self.told = seen;
+            self.told = told;
         }
         changed
     }
@@ -288,11 +318,11 @@ unsafe extern "C-unwind" {
     fn Async_Notify(channel: *const c_char, payload: *const c_char);
 }
 
-/// The lines are read and the payloads put together without SQL: that takes several times as long, and
-/// under load there are thousands in a second. Returns the resources.
-fn notify(before: &str) -> Vec<String> {
+/// The payloads are put together without SQL: that takes several times as long, and under load there are thousands in
+/// a second. Returns the resources.
+fn notify(lines: Vec<Line>) -> Vec<String> {
     let mut changed: Vec<String> = Vec::new();
-    for line in history::lines_since(before) {
+    for line in lines {
         if changed.last() != Some(&line.resource) {
             changed.push(line.resource.clone());
         }

@@ -223,6 +223,18 @@ is(hear(2), 'granted news b 2, revoked news b 2', 'and of a revocation');
 is($told[1]{reason}, 'maintenance "now"', 'with its reason');
 $mesh->sql('a', 'BEGIN;' . acquire('news', 'c', '10 min') . '; ROLLBACK;' . acquire('news', 'd', '10 min'));
 is(hear(1), 'granted news d 3', 'not of a grant that rolled back');
+
+# More than memory keeps, while nobody looks there; and what lies elsewhere by then.
+my $stopped = stop_worker($mesh->node('a'));
+$mesh->sql('a', q{SELECT count(coord.lease_acquire('crowd ' || n, 'a', '1 min')) FROM generate_series(1, 3000) n});
+kill 'CONT', $stopped;
+hear(3000);
+is(join(' ', scalar @told, scalar keys %{ { map { $_->{resource} => 1 } @told } }), '3000 3000', 'of thousands that came at once, each one once');
+$stopped = stop_worker($mesh->node('a'));
+$mesh->sql('a', acquire("moved $_", 'a', '1 min')) foreach 1 .. 3;
+$mesh->sql('a', 'VACUUM FULL coord.lease_history');
+kill 'CONT', $stopped;
+is(hear(3), 'granted moved 1 a 1, granted moved 2 a 1, granted moved 3 a 1', 'and of those in a table that was rewritten meanwhile');
 $listener->quit;
 
 # ---- a longer ttl while another transaction has the row: the worker comes back to it
