@@ -428,11 +428,12 @@ CREATE VIEW trimmed_by_log AS
    ORDER BY m.scope, m.surface, m.key, m.hlc DESC, m.op_id DESC, m.trimmed_by DESC;
 COMMENT ON VIEW trimmed_by_log IS 'coord.trimmed, folded anew';
 
+-- pg_upgrade cannot restore a view that compares rows with operators of the extension.
 CREATE VIEW turn_by_log AS
   SELECT t.*
     FROM coord.op o CROSS JOIN LATERAL coord.turn_of(o) t
     LEFT JOIN coord.trimmed m ON (m.scope, m.surface, m.key) = (t.scope, 'conversation', t.conversation_id)
-   WHERE m.hlc IS NULL OR (t.hlc, t.op_id) >= (m.hlc, m.op_id);
+   WHERE m.hlc IS NULL OR t.hlc > m.hlc OR t.hlc = m.hlc AND t.op_id >= m.op_id;
 COMMENT ON VIEW turn_by_log IS 'coord.turn, folded anew';
 
 CREATE VIEW observation_by_log AS

@@ -6,7 +6,7 @@
 use std::fmt;
 
 use serde::Deserialize;
-use serde::de::{DeserializeOwned, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 
 use crate::error::{Result, malformed_text, out_of_range};
 
@@ -33,7 +33,7 @@ pub fn parse_strict(type_name: &str, text: &str) -> Result<Value> {
 }
 
 /// What a payload says. None for anything but an object: an array would be read as well.
-pub fn parse_object<T: DeserializeOwned>(payload: &str) -> Option<T> {
+pub fn parse_object<'a, T: Deserialize<'a>>(payload: &'a str) -> Option<T> {
     let object = payload.starts_with('{').then_some(payload)?;
     serde_json::from_str(object).ok()
 }

@@ -18,6 +18,7 @@ pub mod lease;
 mod lock;
 pub mod node;
 pub mod oplog;
+mod positions;
 mod process;
 pub mod retention;
 mod spi;

@@ -1,29 +1,40 @@
 //! Turns, put into the fold without the executor: to start and end statements is most of what a short one costs.
 //! This writes what `coord.op_fold` makes of a turn.
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 
 use pgrx::{IntoDatum, pg_sys};
 
 use super::sql::{add_to_digest, turn_digest};
 use crate::clock::sql::{time_of, timestamp_since_1970};
-use crate::conversation::turn;
-use crate::heap::{Access, Key, Latest, Table};
+use crate::conversation::turn::Said;
+use crate::heap::{Access, Key, Latest, Position, Table};
 use crate::oplog::payload::Payload;
+use crate::positions::Positions;
 
 /// Triggers that the extension has on its tables. Where there are more, they are somebody's own, and statements
 /// fire them.
 const TRIGGERS_OF_TURN: i32 = 3;
 const TRIGGERS_OF_CONVERSATION: i32 = 0;
 
+thread_local! {
+    static POSITIONS: RefCell<Positions> = RefCell::default();
+}
+
+fn remember(scope: &str, conversation_id: &str, position: Position) {
+    POSITIONS.with_borrow_mut(|positions| positions.remember(&[scope, conversation_id], position));
+}
+
 /// An operation that is a turn.
 pub struct Turn<'a> {
     pub scope: &'a str,
-    pub conversation_id: &'a str,
     pub hlc: u64,
     pub op_id: &'a str,
     pub origin: &'a str,
     pub payload: Payload,
+    /// What the payload says.
+    pub said: &'a Said<'a>,
 }
 
 /// The tables, locked for writing.
@@ -64,7 +75,7 @@ impl Turns {
 
     fn has(&self, seen: &Latest, turn: &Turn) -> bool {
         let keys = [
-            Key::Text(2, turn.conversation_id),
+            Key::Text(2, &turn.said.conversation_id),
             Key::Number(3, turn.hlc.cast_signed()),
             Key::Text(4, turn.op_id),
         ];
@@ -75,19 +86,35 @@ impl Turns {
         let seen = Latest::take();
         let held: BTreeSet<(&str, &str)> = turns
             .iter()
-            .map(|turn| (turn.scope, turn.conversation_id))
+            .map(|turn| (turn.scope, &*turn.said.conversation_id))
             .collect();
         for (scope, conversation_id) in held {
-            let keys = [Key::Text(1, scope), Key::Text(2, conversation_id)];
-            if self
-                .conversation
-                .find(&seen, c"conversation_scope", &keys)
-                .is_none()
-            {
-                self.conversation
-                    .insert(&[scope.into_datum(), conversation_id.into_datum()]);
+            if self.has_begun(&seen, scope, conversation_id) {
+                continue;
             }
+            let position = self
+                .conversation
+                .insert(&[scope.into_datum(), conversation_id.into_datum()]);
+            remember(scope, conversation_id, position);
         }
+    }
+
+    fn has_begun(&self, seen: &Latest, scope: &str, conversation_id: &str) -> bool {
+        let names = [scope, conversation_id];
+        let known = POSITIONS
+            .with_borrow(|positions| positions.of(&names))
+            .and_then(|position| self.conversation.at(seen, position));
+        // SAFETY: the types are those of sql/fold.sql.
+        let is_known = known.is_some_and(|row| unsafe {
+            row.get::<&str>(0) == Some(scope) && row.get::<&str>(1) == Some(conversation_id)
+        });
+        let keys = [Key::Text(1, scope), Key::Text(2, conversation_id)];
+        is_known
+            || self
+                .conversation
+                .find(seen, c"conversation_scope", &keys)
+                .inspect(|row| remember(scope, conversation_id, row.position()))
+                .is_some()
     }
 }
 
@@ -100,7 +127,7 @@ fn is_trimmed(seen: &Latest, turn: &Turn) -> bool {
     let keys = [
         Key::Text(1, turn.scope),
         Key::Text(2, "conversation"),
-        Key::Text(3, turn.conversation_id),
+        Key::Text(3, &turn.said.conversation_id),
     ];
     let Some(row) = trimmed.find(seen, c"trimmed_pkey", &keys) else {
         return false;
@@ -113,30 +140,19 @@ fn is_trimmed(seen: &Latest, turn: &Turn) -> bool {
 
 /// As `coord.turn_of`.
 fn row(turn: &Turn) -> [Option<pg_sys::Datum>; 10] {
-    let payload = turn.payload;
-    let role = payload.field("role").or_else(|| payload.field("speaker"));
-    let role = role.map(|role| {
-        if role == "tool_result" {
-            "tool".to_owned()
-        } else {
-            role
-        }
-    });
-    let said_at = payload.field("at").and_then(|at| turn::time(&at));
+    let said = turn.said;
+    let tool_calls = said.has_tool_calls.then(|| turn.payload.part("tool_calls"));
     [
         turn.scope.into_datum(),
-        turn.conversation_id.into_datum(),
+        said.conversation_id.into_datum(),
         turn.hlc.cast_signed().into_datum(),
         turn.op_id.into_datum(),
         turn.origin.into_datum(),
-        role.into_datum(),
-        payload
-            .field("content")
-            .or_else(|| payload.field("text"))
-            .into_datum(),
-        payload.part("tool_calls"),
-        payload.field("tool_use_id").into_datum(),
-        said_at
+        said.role.as_deref().into_datum(),
+        said.content.as_deref().into_datum(),
+        tool_calls.flatten(),
+        said.tool_use_id.as_deref().into_datum(),
+        said.at
             .and_then(timestamp_since_1970)
             .or_else(|| time_of(turn.hlc))
             .into_datum(),

@@ -10,7 +10,6 @@ mod history;
 pub mod memory;
 #[cfg(test)]
 mod model;
-mod positions;
 pub mod protection;
 pub mod report;
 mod ring;

@@ -1,14 +1,16 @@
 //! Rows of `coord.lease`, joined with what shared memory knows of their expiry.
 
+use std::cell::RefCell;
+
 use pgrx::prelude::*;
 use pgrx::{IntoDatum, pg_sys};
 
 use super::grant::{Ended, Lease, Predecessor, Run, Stored};
 use super::memory::{self, Key, Known};
-use super::positions;
 use super::report::{Elsewhere, Reported};
 use crate::error::Result;
-use crate::heap::{self, Access, Latest, Row, Table};
+use crate::heap::{self, Access, Latest, Position, Row, Table};
+use crate::positions::Positions;
 use crate::{guc, node};
 
 /// The lease clock, which a test may have set ahead or back.
@@ -169,6 +171,14 @@ const INDEX: &std::ffi::CStr = c"lease_pkey";
 const RESOURCE_NUMBER: i16 = column::RESOURCE as i16 + 1;
 const HOLDER_NUMBER: i16 = column::HOLDER as i16 + 1;
 
+thread_local! {
+    static POSITIONS: RefCell<Positions> = RefCell::default();
+}
+
+fn remember(resource: &str, position: Position) {
+    POSITIONS.with_borrow_mut(|positions| positions.remember(&[resource], position));
+}
+
 /// `coord.lease`, open.
 pub struct Leases {
     table: Table,
@@ -211,14 +221,15 @@ impl Leases {
         self.find_row_again(seen, resource).or_else(|| {
             let keys = [heap::Key::Text(RESOURCE_NUMBER, resource)];
             let row = self.table.find(seen, INDEX, &keys)?;
-            positions::remember(resource, row.position());
+            remember(resource, row.position());
             Some(row)
         })
     }
 
     /// The row of a resource where it was the last time.
     fn find_row_again(&self, seen: &Latest, resource: &str) -> Option<Row<'_>> {
-        let row = self.table.at(seen, positions::of(resource)?)?;
+        let position = POSITIONS.with_borrow(|positions| positions.of(&[resource]))?;
+        let row = self.table.at(seen, position)?;
         // SAFETY: the type is that of sql/lease.sql.
         let found = unsafe { row.get::<&str>(column::RESOURCE) };
         (found == Some(resource)).then_some(row)
@@ -287,7 +298,7 @@ impl Leases {
             Some(row) => self.table.replace(row, &values),
             None => self.table.insert(&values),
         };
-        positions::remember(resource, position);
+        remember(resource, position);
     }
 
     /// Stores that the last grant of a resource has ended. The caller holds the lease for a change.
@@ -321,7 +332,7 @@ impl Leases {
             let mut values = std::array::from_fn(|column| before.datum(column));
             change(&mut values);
             let position = self.table.replace(&row, &values);
-            positions::remember(resource, position);
+            remember(resource, position);
         }
     }
 }

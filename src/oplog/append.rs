@@ -8,6 +8,7 @@ use pgrx::{IntoDatum, pg_sys};
 use super::op::{self, Content};
 use super::payload::Payload;
 use crate::clock::server;
+use crate::conversation::turn::Said;
 use crate::error::Result;
 use crate::fold::turn::{Turn as FoldedTurn, Turns};
 use crate::heap::{self, Access, Table};
@@ -47,7 +48,7 @@ pub struct Log {
 /// A turn with its number, its stamp and its name.
 struct Numbered<'a> {
     turn: &'a Turn<'a>,
-    conversation_id: String,
+    said: Said<'a>,
     appended: Appended,
 }
 
@@ -62,9 +63,9 @@ impl Log {
     /// Appends turns in their order; refuses what no log can have, before anything is written. Returns what each
     /// was appended as, or None where a partition has somebody else's triggers.
     pub fn append(&self, actor: &str, turns: &[Turn]) -> Result<Option<Vec<Appended>>> {
-        let numbered = turns
-            .iter()
-            .map(|turn| number(actor, turn))
+        let texts: Vec<String> = turns.iter().map(|turn| turn.payload.text()).collect();
+        let numbered = (turns.iter().zip(&texts))
+            .map(|(turn, text)| number(actor, turn, text))
             .collect::<Result<Vec<_>>>()?;
         Ok(self.write(actor, &numbered).then(|| {
             numbered
@@ -95,7 +96,7 @@ impl Log {
             rest = later;
         }
         let mut folded: Vec<_> = turns.iter().map(|turn| turn.folded(actor)).collect();
-        folded.sort_by_key(|turn| (turn.conversation_id, turn.hlc));
+        folded.sort_by_key(|turn| (&turn.said.conversation_id, turn.hlc));
         self.turns.put_new(&folded);
         if let Some(told) = AT_APPEND.get() {
             told();
@@ -108,20 +109,19 @@ impl Numbered<'_> {
     fn folded<'a>(&'a self, actor: &'a str) -> FoldedTurn<'a> {
         FoldedTurn {
             scope: self.turn.scope,
-            conversation_id: &self.conversation_id,
             hlc: self.appended.hlc,
             op_id: &self.appended.op_id,
             origin: actor,
             payload: self.turn.payload,
+            said: &self.said,
         }
     }
 }
 
-fn number<'a>(actor: &str, turn: &'a Turn<'a>) -> Result<Numbered<'a>> {
-    let text = turn.payload.text();
-    let conversation_id = turn.payload.key("conversation", &text);
+fn number<'a>(actor: &str, turn: &'a Turn<'a>, text: &'a str) -> Result<Numbered<'a>> {
+    let said = Said::parse(text);
     let size = i64::try_from(text.len()).unwrap_or(i64::MAX);
-    op::check_appended(turn.scope, "conversation", &conversation_id, size)?;
+    op::check_appended(turn.scope, "conversation", &said.conversation_id, size)?;
     let seq = heap::next_number(heap::relation_oid(c"op_seq"));
     let hlc = server::now()?;
     let tenant = turn.tenant.map(|tenant| tenant.to_string());
@@ -131,7 +131,7 @@ fn number<'a>(actor: &str, turn: &'a Turn<'a>) -> Result<Numbered<'a>> {
         hlc,
         scope: turn.scope,
         surface: "conversation",
-        payload: &text,
+        payload: text,
         tenant: tenant.as_deref().unwrap_or_default(),
     };
     let appended = Appended {
@@ -141,7 +141,7 @@ fn number<'a>(actor: &str, turn: &'a Turn<'a>) -> Result<Numbered<'a>> {
     };
     Ok(Numbered {
         turn,
-        conversation_id,
+        said,
         appended,
     })
 }

@@ -9,6 +9,7 @@ use super::op::Content;
 use super::payload::Payload;
 use crate::clock::server;
 use crate::clock::vclock::Vclock;
+use crate::conversation::turn::Said;
 use crate::error::Result;
 use crate::fold::turn::{Turn, Turns};
 use crate::heap::{self, Access, Key, Latest, Table, Values};
@@ -218,13 +219,14 @@ pub extern "C" fn pg_finfo_op_fold_turn_wrapper() -> &'static pg_sys::Pg_finfo_r
 }
 
 fn fold_turn(turns: &Turns, op: &Op) {
+    let text = op.payload.text();
     turns.put(&Turn {
         scope: op.scope,
-        conversation_id: &op.payload.field("conversation_id").unwrap_or_default(),
         hlc: op.hlc,
         op_id: op.op_id,
         origin: op.origin,
         payload: op.payload,
+        said: &Said::parse(&text),
     });
 }
 

@@ -29,19 +29,17 @@ impl Payload {
     }
 
     /// As `payload ->> name`.
-    pub fn field(self, name: &str) -> Option<String> {
+    fn field(self, name: &str) -> Option<String> {
         let arguments = [Some(self.0), name.into_datum()];
         // SAFETY: as above.
         unsafe { direct_function_call(pg_sys::jsonb_object_field_text, &arguments) }
     }
 
-    /// As `nullif(payload -> name, 'null')`.
+    /// As `payload -> name`.
     pub fn part(self, name: &str) -> Option<pg_sys::Datum> {
         let arguments = [Some(self.0), name.into_datum()];
         // SAFETY: as above.
-        let part =
-            unsafe { direct_function_call_as_datum(pg_sys::jsonb_object_field, &arguments) }?;
-        (Self(part).text() != "null").then_some(part)
+        unsafe { direct_function_call_as_datum(pg_sys::jsonb_object_field, &arguments) }
     }
 
     /// As `coord.op_key`; `text` is the payload's.

@@ -1,11 +1,12 @@
 //! Binds the log to SQL; the declarations are in `sql/oplog.sql`.
 
 use std::cell::Cell;
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 
-use pgrx::IntoDatum;
 use pgrx::pg_sys::panic::{ErrorReport, ErrorReportable};
 use pgrx::prelude::*;
+use pgrx::{IntoDatum, direct_function_call_as_datum};
+use serde::Serialize;
 
 use super::append::{Appended, Log, Turn};
 use super::op::{self, Content};
@@ -205,22 +206,42 @@ fn writable_log() -> Option<Log> {
 }
 
 /// As `coord.op_receipt`.
-fn receipt(actor: &str, appended: &Appended) -> serde_json::Value {
-    serde_json::json!({
-        "op_id": appended.op_id,
-        "seq": appended.seq,
-        "hlc": {
-            "wall_ms": hlc::milliseconds(appended.hlc),
-            "counter": hlc::counter(appended.hlc),
-            "device_id": actor,
-        },
-    })
+#[derive(Serialize)]
+struct Receipt<'a> {
+    op_id: &'a str,
+    seq: i64,
+    hlc: Stamp<'a>,
 }
 
-fn json_result(value: serde_json::Value) -> FlatResult {
-    let datum = pgrx::JsonB(value).into_datum();
-    // SAFETY: a jsonb in the memory of the call.
-    unsafe { FlatResult::from_datum(datum.unwrap_or(pg_sys::Datum::null())) }
+#[derive(Serialize)]
+struct Stamp<'a> {
+    wall_ms: u64,
+    counter: u64,
+    device_id: &'a str,
+}
+
+fn receipt<'a>(actor: &'a str, appended: &'a Appended) -> Receipt<'a> {
+    Receipt {
+        op_id: &appended.op_id,
+        seq: appended.seq,
+        hlc: Stamp {
+            wall_ms: hlc::milliseconds(appended.hlc),
+            counter: hlc::counter(appended.hlc),
+            device_id: actor,
+        },
+    }
+}
+
+/// Without a tree of values in between, which thousands of receipts would take long to put up.
+fn json_result(value: impl Serialize) -> FlatResult {
+    let text = serde_json::to_string(&value).ok().map(CString::new);
+    let text = text.and_then(std::result::Result::ok).unwrap_or_default();
+    // SAFETY: the input function takes a C string and gives a jsonb in the memory of the call, or raises an error.
+    unsafe {
+        let datum =
+            direct_function_call_as_datum(pg_sys::jsonb_in, &[text.as_c_str().into_datum()]);
+        FlatResult::from_datum(datum.unwrap_or(pg_sys::Datum::null()))
+    }
 }
 
 const APPEND: &CStr = c"
@@ -241,7 +262,7 @@ fn op_append_many(ops: Option<Flat>) -> SqlResult<FlatResult> {
         && let Some(appended) = spi::connect(|spi| append_turns(spi, &log, &actor, ops))?
     {
         let receipts = appended.iter().map(|appended| receipt(&actor, appended));
-        return Ok(json_result(receipts.collect()));
+        return Ok(json_result(receipts.collect::<Vec<_>>()));
     }
     let appending = Appending::from(Source::HereAndFolded);
     let receipts = spi::connect(|spi| {
