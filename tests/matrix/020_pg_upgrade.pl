@@ -124,7 +124,7 @@ is($mesh->sql('a', 'SELECT string_agg(role, $$,$$ ORDER BY node) FROM coord.memb
 my $dump = PostgreSQL::Test::Utils::tempdir() . '/dump';
 $new->command_ok([ 'pg_dump', '-f', $dump, '-d', $new->connstr('postgres') ], 'pg_dump works');
 my @copied = PostgreSQL::Test::Utils::slurp_file($dump) =~ /^COPY coord\.(\w+)/mg;
-is("@{[ sort @copied ]}", 'conflict incarnation_log intent lease lease_history local_node member op_default quarantine roster state', 'and the dump has what is authoritative');
+is("@{[ sort @copied ]}", 'conflict incarnation_log intent lease lease_history local_node member op_dumped quarantine retention_rule roster state stream', 'and the dump has what is authoritative');
 
 # ---- back to the old server, which was left as it was
 
