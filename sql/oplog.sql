@@ -95,8 +95,9 @@ CREATE FUNCTION op_key(surface text, payload jsonb) RETURNS text
   LANGUAGE sql IMMUTABLE PARALLEL SAFE
   RETURN CASE surface WHEN 'conversation' THEN coalesce(payload ->> 'conversation_id', '')
                       WHEN 'routing' THEN ''
+                      WHEN 'row' THEN coalesce(payload ->> 'stream', '')
                       ELSE coalesce(payload ->> 'id', coord.op_hash(payload::text)) END;
-COMMENT ON FUNCTION op_key(text, jsonb) IS 'what an operation is about: its conversation, or the id of its payload, or a hash of that';
+COMMENT ON FUNCTION op_key(text, jsonb) IS 'what an operation is about: its conversation or stream, or the id of its payload, or a hash of that';
 
 CREATE FUNCTION op_check(scope text, surface text, key text, size integer) RETURNS boolean
   LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'op_check_wrapper';
@@ -163,19 +164,17 @@ CREATE FUNCTION op_origin_lock(origin text) RETURNS void
   LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'op_origin_lock_wrapper';
 COMMENT ON FUNCTION op_origin_lock(text) IS 'keeps others from bringing operations of an origin until the transaction ends';
 
-CREATE FUNCTION op_refuse(op op, reason text, detail text) RETURNS void
+CREATE FUNCTION op_refuse(op op, reason text, detail text, kept text DEFAULT NULL) RETURNS void
   LANGUAGE sql VOLATILE
   BEGIN ATOMIC
     INSERT INTO coord.conflict (origin, seq, op_id, reason, detail, op)
     VALUES (op.origin, op.seq, op.op_id, reason, detail, to_jsonb(op))
     ON CONFLICT DO NOTHING;
     INSERT INTO coord.quarantine (origin, reason)
-    SELECT o.origin, format('operation %s is both %s and %s', o.seq, o.op_id, op.op_id)
-      FROM coord.op o
-     WHERE reason = 'fork' AND (o.origin, o.seq) = (op.origin, op.seq)
+    SELECT op.origin, format('operation %s is both %s and %s', op.seq, kept, op.op_id) WHERE kept IS NOT NULL
     ON CONFLICT DO NOTHING;
   END;
-COMMENT ON FUNCTION op_refuse(op, text, text) IS 'keeps an operation beside the log; of an origin that says two things under one number no more is admitted';
+COMMENT ON FUNCTION op_refuse(op, text, text, text) IS 'keeps an operation beside the log; when the log has another one under its number, no more of its origin is admitted';
 
 CREATE FUNCTION op_admit() RETURNS trigger
   LANGUAGE c AS 'MODULE_PATHNAME', 'op_admit_wrapper';
@@ -243,7 +242,7 @@ $$;
 COMMENT ON FUNCTION quarantine_release(text) IS 'admits operations of an origin again, first those that were held back; returns how many of these are in the log now';
 
 REVOKE ALL ON FUNCTION op_required(text), op_parse(jsonb), op_append_own(text, text, jsonb), op_append(text, text, jsonb), op_append_many(jsonb),
-  op_is_from_elsewhere(), op_is_single(), op_origin_lock(text), op_refuse(op, text, text),
+  op_is_from_elsewhere(), op_is_single(), op_origin_lock(text), op_refuse(op, text, text, text),
   op_admit(), op_keep(), op_restore(), op_of(jsonb), conflict_retry(), quarantine_release(text),
   op_check(text, text, text, integer),
   op_hash(text), op_receipt(op), op_key(text, jsonb), op_id(op),

@@ -794,8 +794,9 @@ CREATE FUNCTION op_key(surface text, payload jsonb) RETURNS text
   LANGUAGE sql IMMUTABLE PARALLEL SAFE
   RETURN CASE surface WHEN 'conversation' THEN coalesce(payload ->> 'conversation_id', '')
                       WHEN 'routing' THEN ''
+                      WHEN 'row' THEN coalesce(payload ->> 'stream', '')
                       ELSE coalesce(payload ->> 'id', coord.op_hash(payload::text)) END;
-COMMENT ON FUNCTION op_key(text, jsonb) IS 'what an operation is about: its conversation, or the id of its payload, or a hash of that';
+COMMENT ON FUNCTION op_key(text, jsonb) IS 'what an operation is about: its conversation or stream, or the id of its payload, or a hash of that';
 
 CREATE FUNCTION op_check(scope text, surface text, key text, size integer) RETURNS boolean
   LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'op_check_wrapper';
@@ -862,19 +863,17 @@ CREATE FUNCTION op_origin_lock(origin text) RETURNS void
   LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'op_origin_lock_wrapper';
 COMMENT ON FUNCTION op_origin_lock(text) IS 'keeps others from bringing operations of an origin until the transaction ends';
 
-CREATE FUNCTION op_refuse(op op, reason text, detail text) RETURNS void
+CREATE FUNCTION op_refuse(op op, reason text, detail text, kept text DEFAULT NULL) RETURNS void
   LANGUAGE sql VOLATILE
   BEGIN ATOMIC
     INSERT INTO coord.conflict (origin, seq, op_id, reason, detail, op)
     VALUES (op.origin, op.seq, op.op_id, reason, detail, to_jsonb(op))
     ON CONFLICT DO NOTHING;
     INSERT INTO coord.quarantine (origin, reason)
-    SELECT o.origin, format('operation %s is both %s and %s', o.seq, o.op_id, op.op_id)
-      FROM coord.op o
-     WHERE reason = 'fork' AND (o.origin, o.seq) = (op.origin, op.seq)
+    SELECT op.origin, format('operation %s is both %s and %s', op.seq, kept, op.op_id) WHERE kept IS NOT NULL
     ON CONFLICT DO NOTHING;
   END;
-COMMENT ON FUNCTION op_refuse(op, text, text) IS 'keeps an operation beside the log; of an origin that says two things under one number no more is admitted';
+COMMENT ON FUNCTION op_refuse(op, text, text, text) IS 'keeps an operation beside the log; when the log has another one under its number, no more of its origin is admitted';
 
 CREATE FUNCTION op_admit() RETURNS trigger
   LANGUAGE c AS 'MODULE_PATHNAME', 'op_admit_wrapper';
@@ -942,7 +941,7 @@ $$;
 COMMENT ON FUNCTION quarantine_release(text) IS 'admits operations of an origin again, first those that were held back; returns how many of these are in the log now';
 
 REVOKE ALL ON FUNCTION op_required(text), op_parse(jsonb), op_append_own(text, text, jsonb), op_append(text, text, jsonb), op_append_many(jsonb),
-  op_is_from_elsewhere(), op_is_single(), op_origin_lock(text), op_refuse(op, text, text),
+  op_is_from_elsewhere(), op_is_single(), op_origin_lock(text), op_refuse(op, text, text, text),
   op_admit(), op_keep(), op_restore(), op_of(jsonb), conflict_retry(), quarantine_release(text),
   op_check(text, text, text, integer),
   op_hash(text), op_receipt(op), op_key(text, jsonb), op_id(op),
@@ -2111,14 +2110,29 @@ AS $$
 $$;
 COMMENT ON FUNCTION stream_say(text, jsonb) IS 'appends a row of a stream to the operation log';
 
+-- Casts, defaults, checks and triggers of a table run with the rights of whoever puts rows in, or reads them.
+CREATE FUNCTION stream_owner_check(target oid) RETURNS void
+  LANGUAGE plpgsql STABLE STRICT
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+BEGIN
+  IF NOT EXISTS (SELECT FROM pg_class c JOIN pg_roles r ON r.oid = c.relowner WHERE c.oid = target AND r.rolsuper) THEN
+    RAISE insufficient_privilege USING MESSAGE = format('table %s is streamed and belongs to a role that is no superuser', target::regclass);
+  END IF;
+END
+$$;
+COMMENT ON FUNCTION stream_owner_check(oid) IS 'raises 42501 where somebody could run what he likes with the rights of the extension';
+
 -- A value as text reads back as the same one, whatever the session likes.
 CREATE FUNCTION stream_log() RETURNS trigger
   LANGUAGE plpgsql SECURITY DEFINER
   SET search_path = pg_catalog, coord, pg_temp
   SET extra_float_digits = 3
   SET intervalstyle = iso_8601
+  SET datestyle = iso
 AS $$
 BEGIN
+  PERFORM coord.stream_owner_check(TG_RELID);
   IF coord.stream_origin() IS NULL AND NEW.origin = coord.stream_actor() THEN
     PERFORM coord.stream_say(TG_ARGV[0], to_jsonb(NEW));
   END IF;
@@ -2133,6 +2147,7 @@ CREATE FUNCTION stream_put(target regclass, said jsonb) RETURNS bigint
   LANGUAGE plpgsql VOLATILE STRICT
   SET search_path = pg_catalog, coord, pg_temp
   SET session_replication_role = replica
+  SET datestyle = iso
 AS $$
 DECLARE
   missing text := (SELECT string_agg(format('"%s"', k.name), ', ')
@@ -2143,6 +2158,7 @@ DECLARE
                   WHERE a.attrelid = target AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' AND said ? a.attname);
   added bigint;
 BEGIN
+  PERFORM coord.stream_owner_check(target);
   IF missing IS NOT NULL THEN
     RAISE undefined_column USING MESSAGE = format('table %s has no column %s', target, missing);
   END IF;
@@ -2166,11 +2182,12 @@ BEGIN
   FOR said IN
     SELECT o AS op, o.origin, o.seq, s.target, o.payload -> 'row' AS "row"
       FROM unnest(ops) o JOIN coord.stream s ON s.name = o.payload ->> 'stream'
-     WHERE o.surface = 'row' AND s.name <> 'op' AND o.origin <> coord.stream_actor()
+     WHERE o.surface = 'row' AND s.name <> 'op' AND o.origin IS DISTINCT FROM (SELECT n.actor FROM coord.local_node n)
+       AND EXISTS (SELECT FROM coord.stream_key(s.target))
      ORDER BY o.hlc, o.op_id
   LOOP
     BEGIN
-      IF said."row" ->> 'origin' IS DISTINCT FROM said.origin THEN
+      IF split_part(said."row" ->> 'origin', '#', 1) IS DISTINCT FROM split_part(said.origin, '#', 1) THEN
         RAISE check_violation USING MESSAGE = 'a row of another origin';
       END IF;
       folded := folded + coord.stream_put(said.target, said."row");
@@ -2187,7 +2204,7 @@ END
 $$;
 COMMENT ON FUNCTION stream_fold(op[]) IS 'puts rows that came as operations into the tables that are streamed here; returns how many were new there';
 
-CREATE FUNCTION stream_refold(stream text) RETURNS bigint
+CREATE FUNCTION stream_refold(stream text, since xid8 DEFAULT '0') RETURNS bigint
   LANGUAGE plpgsql VOLATILE STRICT
   SET search_path = pg_catalog, coord, pg_temp
 AS $$
@@ -2195,13 +2212,13 @@ DECLARE
   said coord.op;
   folded bigint := 0;
 BEGIN
-  FOR said IN SELECT o.* FROM coord.op o WHERE o.surface = 'row' AND o.payload ->> 'stream' = stream LOOP
+  FOR said IN SELECT o.* FROM coord.op o WHERE o.local_xid >= since AND o.surface = 'row' AND o.payload ->> 'stream' = stream LOOP
     folded := folded + coord.stream_fold(ARRAY[said]);
   END LOOP;
   RETURN folded;
 END
 $$;
-COMMENT ON FUNCTION stream_refold(text) IS 'puts in what the log has of a streamed table and the table lacks; returns how many rows that were';
+COMMENT ON FUNCTION stream_refold(text, xid8) IS 'puts in what the log has of a streamed table, since a transaction, and the table lacks; returns how many rows that were';
 
 CREATE FUNCTION stream_refuse(target text, reason text) RETURNS void
   LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'stream_refuse_wrapper';
@@ -2215,18 +2232,26 @@ CREATE FUNCTION stream_obstacle(target regclass) RETURNS text
                       WHEN NOT EXISTS (SELECT FROM pg_attribute a
                                         WHERE a.attrelid = c.oid AND a.attname = 'origin' AND a.atttypid = 'text'::regtype AND NOT a.attisdropped)
                         THEN 'It has no column "origin" of type text.'
-                      WHEN NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary) THEN 'It has no primary key.' END
+                      WHEN NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary) THEN 'It has no primary key.'
+                      WHEN EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND NOT i.indimmediate)
+                        THEN 'Its primary key is deferrable.'
+                      WHEN NOT (SELECT r.rolsuper FROM pg_roles r WHERE r.oid = c.relowner) THEN 'It belongs to a role that is no superuser.' END
             FROM pg_class c WHERE c.oid = target);
 COMMENT ON FUNCTION stream_obstacle(regclass) IS 'why a table cannot be streamed; NULL when it can';
 
 CREATE FUNCTION stream_add(target regclass) RETURNS text
   LANGUAGE plpgsql VOLATILE STRICT
   SET search_path = pg_catalog, coord, pg_temp
+  SET extra_float_digits = 3
+  SET intervalstyle = iso_8601
+  SET datestyle = iso
 AS $$
 DECLARE
   obstacle text := coord.stream_obstacle(target);
   added text;
+  begun xid8;
 BEGIN
+  PERFORM coord.read_committed_required('coord.stream_add');
   IF obstacle IS NOT NULL THEN
     PERFORM coord.stream_refuse(target::text, obstacle);
   END IF;
@@ -2243,10 +2268,17 @@ BEGIN
   EXECUTE format('CREATE TRIGGER coord_stream_log AFTER INSERT ON %s FOR EACH ROW WHEN (NOT coord.stream_is_possible()) EXECUTE FUNCTION coord.stream_log(%L)',
     target, added);
   EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER coord_stream_admit, ENABLE ALWAYS TRIGGER coord_stream_log', target);
-  PERFORM coord.stream_refold(added);
   IF NOT coord.stream_is_possible() THEN
-    EXECUTE format('SELECT coord.stream_say($1, to_jsonb(t)) FROM %s t WHERE t.origin = $2', target) USING added, coord.stream_actor();
+    EXECUTE format('SELECT coord.stream_say($1, to_jsonb(t)) FROM %s %s t WHERE split_part(t.origin, ''#'', 1) = split_part($2, ''#'', 1)',
+                   CASE WHEN (SELECT c.relkind FROM pg_class c WHERE c.oid = target) = 'r' THEN 'ONLY' END, target)
+      USING added, coord.stream_actor();
   END IF;
+  -- Whoever brings rows does not see this stream before this transaction has ended: what came meanwhile is put in
+  -- while nobody can bring more.
+  begun := pg_snapshot_xmin(pg_current_snapshot());
+  PERFORM coord.stream_refold(added);
+  LOCK TABLE coord.op IN SHARE ROW EXCLUSIVE MODE;
+  PERFORM coord.stream_refold(added, begun);
   RETURN added;
 END
 $$;
@@ -2273,7 +2305,7 @@ REVOKE ALL ON FUNCTION stream_slot(), heartbeat_hear(), stream_is_enabled(),
   stream_wanted(text), stream_offered(text), stream_slot_name(text, text), stream_source_end(stream_source),
   stream_hear(text, uuid, text, text[], jsonb), stream_tend_offers(), stream_tend_slots(), stream_tend_sources(),
   stream_slot_create(text), stream_slot_made(text), stream_conninfo(text), stream_subscribe(text), stream_unsubscribe(text),
-  stream_key(regclass), stream_admit(), stream_say(text, jsonb), stream_log(), stream_put(regclass, jsonb), stream_fold(op[]), stream_refold(text),
+  stream_key(regclass), stream_admit(), stream_say(text, jsonb), stream_owner_check(oid), stream_log(), stream_put(regclass, jsonb), stream_fold(op[]), stream_refold(text, xid8),
   stream_refuse(text, text), stream_obstacle(regclass), stream_add(regclass), stream_remove(regclass) FROM PUBLIC;
 GRANT SELECT ON heartbeat TO coord_peer;
 GRANT SELECT ON stream, stream_offer, stream_source, stream_status TO coord_monitor;

@@ -160,12 +160,6 @@ impl Latest {
         // SAFETY: a transaction is in progress; released when dropped, or by the end of the transaction.
         Self(unsafe { pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot()) })
     }
-
-    /// What the statements around this see: the latest as of `Session::with_snapshot`.
-    pub fn active() -> Self {
-        // SAFETY: as above; a snapshot is active while statements run.
-        Self(unsafe { pg_sys::RegisterSnapshot(pg_sys::GetActiveSnapshot()) })
-    }
 }
 
 impl Drop for Latest {
@@ -389,6 +383,17 @@ impl Table {
             for slot in slots {
                 pg_sys::ExecDropSingleTupleTableSlot(slot);
             }
+        }
+    }
+
+    /// How many indexes it has.
+    pub fn indexes(&self) -> i32 {
+        // SAFETY: the relation is open; the list is a copy.
+        unsafe {
+            let list = pg_sys::RelationGetIndexList(self.relation);
+            let count = list.as_ref().map_or(0, |list| list.length);
+            pg_sys::list_free(list);
+            count
         }
     }
 

@@ -13,10 +13,11 @@ use crate::heap::{Access, Key, Latest, Position, Table};
 use crate::oplog::payload::Payload;
 use crate::positions::Positions;
 
-/// Triggers that the extension has on its tables. Where there are more, they are somebody's own, and statements
-/// fire them.
+/// Triggers and indexes that the extension has on its tables. Where there are more, they are somebody's own:
+/// statements fire triggers, and know indexes of expressions and of a part of the rows.
 const TRIGGERS_OF_TURN: i32 = 3;
 const TRIGGERS_OF_CONVERSATION: i32 = 0;
+const INDEXES: i32 = 1;
 
 thread_local! {
     static POSITIONS: RefCell<Positions> = RefCell::default();
@@ -44,14 +45,15 @@ pub struct Turns {
 }
 
 impl Turns {
-    /// None where statements must write, for somebody else's triggers.
+    /// None where statements must write, for somebody else's triggers or indexes.
     pub fn open() -> Option<Self> {
         let turns = Self {
             turn: Table::open(c"turn", Access::Write),
             conversation: Table::open(c"conversation", Access::Write),
         };
         let is_ours = turns.turn.triggers() == TRIGGERS_OF_TURN
-            && turns.conversation.triggers() == TRIGGERS_OF_CONVERSATION;
+            && turns.conversation.triggers() == TRIGGERS_OF_CONVERSATION
+            && [&turns.turn, &turns.conversation].map(Table::indexes) == [INDEXES; 2];
         is_ours.then_some(turns)
     }
 

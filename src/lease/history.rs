@@ -78,7 +78,6 @@ pub struct Line {
     pub holder: String,
     pub expires_at: Option<i64>,
     pub reason: Option<String>,
-    xid: u64,
 }
 
 impl Line {
@@ -95,10 +94,6 @@ impl Line {
                     .get::<TimestampWithTimeZone>(column::EXPIRES_AT)
                     .map(TimestampWithTimeZone::into_inner),
                 reason: values.get(column::REASON),
-                xid: values
-                    .get::<i64>(column::LOCAL_XID)
-                    .unwrap_or_default()
-                    .cast_unsigned(),
             }
         }
     }
@@ -109,22 +104,14 @@ pub fn blocks() -> u32 {
     Table::open(TABLE, Access::Read).blocks()
 }
 
-/// The lines at these positions, in the order of epochs; or, when they are not what was meant, because the table was
-/// rewritten, those as well that a `pg_snapshot` did not see.
-pub fn lines_at(positions: &[u64], before: &str) -> Vec<Line> {
+/// The lines at these positions, in the order of epochs.
+pub fn lines_at(positions: &[u64]) -> Vec<Line> {
     let table = Table::open(TABLE, Access::Read);
     let seen = Latest::take();
-    let unseen = Unseen::by(before);
     let rows = positions
         .iter()
         .filter_map(|number| table.at(&seen, table.position(*number)));
-    let mut lines: Vec<Line> = rows.map(|row| Line::read(&row)).collect();
-    let are_meant =
-        lines.len() == positions.len() && lines.iter().all(|line| unseen.contains(line.xid));
-    if !are_meant {
-        lines.extend(unseen.lines(&table, &seen));
-    }
-    in_order(lines)
+    in_order(rows.map(|row| Line::read(&row)).collect())
 }
 
 /// Lines that a `pg_snapshot` did not see, in the order of epochs. Reads the whole table.

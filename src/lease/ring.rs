@@ -32,6 +32,13 @@ fn round_of(position: u64) -> u64 {
     (position / PLACES as u64 + 1) << BITS
 }
 
+/// By how much what stands in a place was filled in a later round than a position is of.
+fn rounds_ahead(found: u64, position: u64) -> i64 {
+    (found & !NUMBER)
+        .wrapping_sub(round_of(position))
+        .cast_signed()
+}
+
 impl Ring {
     fn place(&self, position: u64) -> &AtomicU64 {
         &self.places[(position % PLACES as u64) as usize]
@@ -39,8 +46,16 @@ impl Ring {
 
     pub fn put(&self, number: u64) {
         let position = self.count.fetch_add(1, Ordering::AcqRel);
-        self.place(position)
-            .store(round_of(position) | number & NUMBER, Ordering::Release);
+        let place = self.place(position);
+        let mut found = place.load(Ordering::Acquire);
+        // Who was held up for a whole round has nothing to say any more.
+        while rounds_ahead(found, position) < 0 {
+            let new = round_of(position) | number & NUMBER;
+            match place.compare_exchange(found, new, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return,
+                Err(other) => found = other,
+            }
+        }
     }
 
     /// Behind everything that was put in until now.
@@ -59,8 +74,7 @@ impl Ring {
         };
         while taken.position < end {
             let found = self.place(taken.position).load(Ordering::Acquire);
-            let rounds_ahead = (found & !NUMBER).wrapping_sub(round_of(taken.position));
-            match rounds_ahead.cast_signed() {
+            match rounds_ahead(found, taken.position) {
                 0 => taken.numbers.push(found & NUMBER),
                 // Whoever is to fill it has not come to it yet.
                 ..0 => break,
@@ -127,6 +141,17 @@ mod tests {
                 .store(round_of(from) | 1, Ordering::Release);
             assert_eq!(ring.take(from).numbers, [1, 2]);
         }
+    }
+
+    #[test]
+    fn who_was_held_up_for_a_round_overwrites_nothing() {
+        let ring = empty();
+        (0..2 * PLACES as u64).for_each(|number| ring.put(number));
+        ring.count.store(3, Ordering::Release);
+        ring.put(7);
+        ring.count.store(2 * PLACES as u64, Ordering::Release);
+        let taken = ring.take(PLACES as u64);
+        assert_eq!(taken.numbers[3], PLACES as u64 + 3);
     }
 
     /// Every number is taken, unless the ring says that some were missed.

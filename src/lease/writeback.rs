@@ -64,6 +64,8 @@ struct Told {
     seen: String,
     /// In the changes that memory keeps.
     position: u64,
+    /// The file that these changes are in: another one after the table was rewritten.
+    file: Option<i64>,
 }
 
 impl Keeper {
@@ -253,18 +255,23 @@ impl Keeper {
         let mut changed = Vec::new();
         let before = self.told.as_ref();
         let is_told = self.transaction("tell changes of leases", |spi| {
-            let seen = spi.write(c"SELECT pg_current_snapshot()::text", &[]);
+            let now = spi.write(
+                c"SELECT pg_current_snapshot()::text, pg_relation_filenode('coord.lease_history')::bigint",
+                &[],
+            );
+            let file = now.get(0, 1);
             let taken = before.map(|before| (before, memory::changes_since(before.position)));
             let mut position = memory::changes_position();
             if let Some((before, Some(taken))) = taken {
                 position = taken.position;
-                changed = notify(if taken.is_overrun {
+                let is_lost = taken.is_overrun || before.file != file;
+                changed = notify(if is_lost {
                     history::lines_since(&before.seen)
                 } else {
-                    history::lines_at(&taken.numbers, &before.seen)
+                    history::lines_at(&taken.numbers)
                 });
             }
-            told = seen.get(0, 0).map(|seen| Told { seen, position });
+            told = now.get(0, 0).map(|seen| Told { seen, position, file });
             Ok(())
         });
         if is_told {

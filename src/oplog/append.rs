@@ -13,10 +13,11 @@ use crate::error::Result;
 use crate::fold::turn::{Turn as FoldedTurn, Turns};
 use crate::heap::{self, Access, Table};
 
-/// Triggers that the extension has on its tables. Where there are more, they are somebody's own, and statements
-/// fire them.
+/// Triggers and indexes that the extension has on its tables. Where there are more, they are somebody's own:
+/// statements fire triggers, and know indexes of expressions and of a part of the rows.
 const TRIGGERS_OF_LOG: i32 = 5;
 const TRIGGERS_OF_PARTITION: i32 = 4;
+const INDEXES_OF_PARTITION: i32 = 3;
 
 static AT_APPEND: OnceLock<fn()> = OnceLock::new();
 
@@ -53,7 +54,7 @@ struct Numbered<'a> {
 }
 
 impl Log {
-    /// None where statements must write, for somebody else's triggers.
+    /// None where statements must write, for somebody else's triggers or indexes.
     pub fn open() -> Option<Self> {
         let op = Table::open(c"op", Access::Write);
         let turns = Turns::open()?;
@@ -61,7 +62,8 @@ impl Log {
     }
 
     /// Appends turns in their order; refuses what no log can have, before anything is written. Returns what each
-    /// was appended as, or None where a partition has somebody else's triggers.
+    /// was appended as, or None where a partition has somebody else's triggers or
+    /// indexes.
     pub fn append(&self, actor: &str, turns: &[Turn]) -> Result<Option<Vec<Appended>>> {
         let texts: Vec<String> = turns.iter().map(|turn| turn.payload.text()).collect();
         let numbered = (turns.iter().zip(&texts))
@@ -82,10 +84,12 @@ impl Log {
         while let Some(first) = rest.first() {
             // Nearly always all of them.
             let (partition, beyond) = self.op.partition(first.appended.seq);
-            if partition.triggers() != TRIGGERS_OF_PARTITION {
+            if partition.triggers() != TRIGGERS_OF_PARTITION
+                || partition.indexes() != INDEXES_OF_PARTITION
+            {
                 assert!(
                     rest.len() == turns.len(),
-                    "a partition has other triggers than the one before"
+                    "a partition has other triggers or indexes than the one before"
                 );
                 return false;
             }

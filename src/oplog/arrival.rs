@@ -180,14 +180,18 @@ fn observe(stamp: u64) -> Admission {
 }
 
 fn refuse(firing: &Firing, refusal: &Refusal) {
-    let row = firing.row_text();
+    let (row, detail) = (firing.row_text(), refusal.detail());
     spi::connect(|spi| {
         let arguments = [
             Value::Text(Some(&row)),
             Value::Text(Some(refusal.reason())),
-            Value::Text(refusal.detail()),
+            Value::Text(detail.as_deref()),
+            Value::Text(refusal.kept()),
         ];
-        spi.write(c"SELECT coord.op_refuse($1::coord.op, $2, $3)", &arguments);
+        spi.write(
+            c"SELECT coord.op_refuse($1::coord.op, $2, $3, $4)",
+            &arguments,
+        );
     });
 }
 
@@ -203,7 +207,7 @@ pub unsafe extern "C-unwind" fn op_fold_turn_wrapper(
     // SAFETY: as the caller promises.
     let firing = unsafe { Firing::new(fcinfo) };
     let values = firing.values();
-    if let Some(op) = Op::read(&values) {
+    if let Some(op) = Op::read(&values).filter(|op| !waits(op)) {
         match Turns::open() {
             Some(turns) => fold_turn(&turns, &op),
             None => fold_by_statements(&firing),
@@ -216,6 +220,17 @@ pub unsafe extern "C-unwind" fn op_fold_turn_wrapper(
 pub extern "C" fn pg_finfo_op_fold_turn_wrapper() -> &'static pg_sys::Pg_finfo_record {
     const RECORD: pg_sys::Pg_finfo_record = pg_sys::Pg_finfo_record { api_version: 1 };
     &RECORD
+}
+
+/// Whether it is to be folded later, because somebody holds the table that it folds into.
+fn waits(op: &Op) -> bool {
+    let waiting = Table::open(c"fold_waiting", Access::Read);
+    if waiting.is_empty() {
+        return false;
+    }
+    heap::make_visible();
+    let keys = [Key::Text(1, op.origin), Key::Number(2, op.seq)];
+    (waiting.find(&Latest::take(), c"fold_waiting_pkey", &keys)).is_some()
 }
 
 fn fold_turn(turns: &Turns, op: &Op) {

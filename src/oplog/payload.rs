@@ -47,6 +47,7 @@ impl Payload {
         match surface {
             "conversation" => self.field("conversation_id").unwrap_or_default(),
             "routing" => String::new(),
+            "row" => self.field("stream").unwrap_or_default(),
             _ => self.field("id").unwrap_or_else(|| op::hash(text)),
         }
     }

@@ -24,6 +24,8 @@ my $content = $mesh->content('a');
 $mesh->sql('a', q{SELECT coord.op_append('personal', 'declagent', '{"id": "first"}')});
 $mesh->wait_for('a', 'SELECT count(*) FROM coord.op_partition WHERE NOT EXISTS (SELECT FROM coord.op_default)', '1', 'the worker makes a partition');
 $mesh->sql('a', q{SELECT coord.op_append('personal', 'declagent', '{"id": "second"}')});
+# A row of a streamed table, as an operation.
+$mesh->sql('a', q{CREATE TABLE reading (id int PRIMARY KEY, origin text); SELECT coord.stream_add('reading'); SELECT coord.stream_say('public.reading', '{"id": 1, "origin": "b"}')});
 my $log = q{SELECT string_agg(o.op_id, ' ' ORDER BY o.op_id) || coord.state_hash() FROM coord.op o};
 my $actor = 'SELECT format(\'%s %s %s\', name, incarnation, uuid) FROM coord.local_node';
 

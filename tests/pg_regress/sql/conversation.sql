@@ -89,6 +89,16 @@ SELECT record_turn('personal', 'told', 'user', 'one') IS NOT NULL AS recorded;
 SELECT jsonb_array_length(op_append_many('[{"scope": "personal", "surface": "conversation", "payload": {"conversation_id": "told", "text": "two"}}]'));
 DROP TRIGGER told ON turn;
 DROP FUNCTION public.tell();
+-- Indexes of one's own are kept, of what is appended here and of what comes from elsewhere.
+CREATE INDEX shouted ON turn (upper(content)) WHERE conversation_id = 'told';
+SELECT record_turn('personal', 'told', 'user', 'indexed') IS NOT NULL AS recorded;
+INSERT INTO op (origin, seq, xid, hlc, op_id, scope, surface, payload)
+SELECT 'y', 1, '1', h, op_id('y', 1, h, 'personal', 'conversation', p::text, ''), 'personal', 'conversation', p
+  FROM (SELECT hlc_now() AS h, '{"conversation_id": "told", "text": "indexed too"}'::jsonb AS p) c;
+SET enable_seqscan = off;
+SELECT content FROM turn WHERE conversation_id = 'told' AND upper(content) LIKE 'INDEXED%' AND upper(content) >= 'INDEXED' ORDER BY hlc;
+RESET enable_seqscan;
+DROP INDEX shouted;
 SELECT count(*), op_refold() AS differing FROM transcript('told');
 BEGIN READ ONLY;
 SELECT record_turn('personal', 'told', 'user', 'three');

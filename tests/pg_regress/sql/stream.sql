@@ -78,6 +78,13 @@ CREATE TEMP TABLE temporary (id int PRIMARY KEY, origin text);
 CREATE TABLE without_origin (id int PRIMARY KEY);
 CREATE TABLE without_key (id int, origin text);
 CREATE VIEW looks AS SELECT * FROM reading;
+CREATE TABLE deferred (id int PRIMARY KEY DEFERRABLE, origin text);
+CREATE TABLE foreign_owner (id int PRIMARY KEY, origin text);
+CREATE ROLE regress_owner;
+ALTER TABLE foreign_owner OWNER TO regress_owner;
+SELECT stream_add('deferred');
+SELECT stream_add('foreign_owner');
+SELECT stream_put('foreign_owner', '{"id": 1}');
 SELECT stream_add('temporary');
 SELECT stream_add('without_origin');
 SELECT stream_add('without_key');
@@ -113,7 +120,8 @@ DROP TABLE event;
 DROP SCHEMA a_schema_with_a_name_that_is_rather_long CASCADE;
 SELECT stream_tend_offers(), stream_tend_slots(), stream_tend_sources();
 SELECT name FROM stream;
-DROP TABLE without_origin, without_key;
+DROP TABLE without_origin, without_key, deferred, foreign_owner;
+DROP ROLE regress_owner;
 
 -- Nobody but superusers makes streams; monitors look.
 SET ROLE coord_agent;
