@@ -2068,7 +2068,7 @@ CREATE FUNCTION stream_key(target regclass) RETURNS SETOF name
   SET search_path = pg_catalog, coord, pg_temp
 AS $$
   SELECT a.attname
-    FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey)
+    FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1])
    WHERE i.indrelid = target AND i.indisprimary
    ORDER BY a.attnum
 $$;

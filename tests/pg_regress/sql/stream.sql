@@ -62,7 +62,7 @@ ALTER TABLE reading DROP CONSTRAINT reading_value_check;
 SELECT op_refold();
 SELECT seq, reason FROM conflict ORDER BY seq;
 -- A table that is streamed from now on has what was said of it before.
-CREATE TABLE elsewhere (id int PRIMARY KEY, origin text);
+CREATE TABLE elsewhere (id int, origin text, PRIMARY KEY (id) INCLUDE (origin));
 SELECT stream_add('elsewhere');
 SELECT * FROM elsewhere;
 SELECT stream_remove('elsewhere');
