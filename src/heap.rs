@@ -212,30 +212,24 @@ impl Table {
 
     /// The first row whose columns are these; looked up by `index`, which begins with those columns.
     pub fn find(&self, seen: &Latest, index: &'static CStr, keys: &[Key]) -> Option<Row<'_>> {
-        let mut found = None;
-        self.scan(seen, Some(index), keys, |row| {
-            found = Some(row);
-            false
-        });
-        found
+        self.find_by(seen, relation_oid(index), keys)
     }
 
     /// The row with these columns of the primary key, which names itself in each partition.
     pub fn find_by_identity(&self, seen: &Latest, keys: &[Key]) -> Option<Row<'_>> {
-        let mut found = None;
         // SAFETY: the relation is open.
         let index = unsafe { pg_sys::RelationGetReplicaIndex(self.relation) };
-        self.scan_by(seen, index, keys, |row| {
-            found = Some(row);
-            false
-        });
-        found
+        self.find_by(seen, index, keys)
     }
 
     /// The first row there is, of a table that has few.
     pub fn first(&self, seen: &Latest) -> Option<Row<'_>> {
+        self.find_by(seen, pg_sys::InvalidOid, &[])
+    }
+
+    fn find_by(&self, seen: &Latest, index: pg_sys::Oid, keys: &[Key]) -> Option<Row<'_>> {
         let mut found = None;
-        self.scan(seen, None, &[], |row| {
+        self.scan_by(seen, index, keys, |row| {
             found = Some(row);
             false
         });
