@@ -506,10 +506,19 @@ BEGIN
   FOR part IN SELECT r.from_seq FROM coord.op_range r ORDER BY r.from_seq LOOP
     PERFORM coord.op_compaction_begin(part);
     COMMIT;
-    IF EXISTS (SELECT FROM coord.op_compaction c WHERE c.from_seq OPERATOR(pg_catalog.=) part AND c.replacement IS NOT NULL) THEN
-      PERFORM coord.op_compaction_end(part);
+    -- What is in the way is mostly the short transaction of another session, or of a peer.
+    FOR attempt IN 1..100 LOOP
+      EXIT WHEN NOT EXISTS (SELECT FROM coord.op_compaction c WHERE c.from_seq OPERATOR(pg_catalog.=) part AND c.replacement IS NOT NULL);
+      BEGIN
+        PERFORM coord.op_compaction_end(part);
+      EXCEPTION WHEN lock_not_available THEN
+        IF attempt OPERATOR(pg_catalog.=) 100 THEN
+          RAISE;
+        END IF;
+        PERFORM pg_catalog.pg_sleep(0.1);
+      END;
       COMMIT;
-    END IF;
+    END LOOP;
   END LOOP;
 END
 $$;
