@@ -393,6 +393,16 @@ pub fn not_a_trigger() -> Error {
     )
 }
 
+/// An index that somebody has added to a table of ours, and that is written by statements alone.
+pub fn index_unsupported(table: &str, index: &str) -> Error {
+    Error::new(
+        SqlState::FeatureNotSupported,
+        format!("index \"{index}\" is not supported on table \"{table}\""),
+    )
+    .detail("It is of expressions, or of a part of the rows.")
+    .hint("Drop it, or make one of columns.")
+}
+
 /// A table whose rows cannot travel by a stream.
 pub fn table_not_streamable(target: &str, reason: &str) -> Error {
     bad_argument(format!("table \"{target}\" cannot be streamed"), reason)

@@ -12,6 +12,9 @@ use pgrx::itemptr::{item_pointer_get_block_number_no_check, item_pointer_set_all
 use pgrx::prelude::*;
 use pgrx::{FromDatum, IntoDatum, pg_sys};
 
+use crate::error;
+use crate::varlena::raise;
+
 unsafe extern "C-unwind" {
     // Exported by every PostgreSQL since 10 (src/backend/commands/sequence.c); not among pgrx's bindings.
     fn nextval_internal(relation: pg_sys::Oid, check_permissions: bool) -> i64;
@@ -68,20 +71,32 @@ pub fn is_there(name: &'static CStr) -> bool {
     schema != pg_sys::InvalidOid && relation_oid(name) != pg_sys::InvalidOid
 }
 
-/// Where a version of a row was seen. It may be gone by now, and another row be there.
-#[derive(Clone, Copy, Debug)]
-pub struct Position {
-    table: u32,
-    tuple: pg_sys::ItemPointerData,
-}
+/// Where a version of a row is, as a number of 48 bits: the page, then the offset on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Position(pub u64);
+
+const BITS_OF_OFFSET: u32 = 16;
 
 impl Position {
-    /// As a number of 48 bits, which the table reads back.
-    pub fn number(self) -> u64 {
+    fn of(tuple: pg_sys::ItemPointerData) -> Self {
         // SAFETY: takes two fields of the value apart.
-        let block = unsafe { item_pointer_get_block_number_no_check(self.tuple) };
-        u64::from(block) << 16 | u64::from(self.tuple.ip_posid)
+        let block = unsafe { item_pointer_get_block_number_no_check(tuple) };
+        Self(u64::from(block) << BITS_OF_OFFSET | u64::from(tuple.ip_posid))
     }
+
+    fn tuple(self) -> pg_sys::ItemPointerData {
+        let mut tuple = pg_sys::ItemPointerData::default();
+        item_pointer_set_all(&mut tuple, (self.0 >> BITS_OF_OFFSET) as u32, self.0 as u16);
+        tuple
+    }
+}
+
+/// Where an index would lead to a row, and in which buffer that page was: the same for all versions that no index
+/// tells apart (src/backend/access/heap/README.HOT). Only a guess: by now it may be that of another row.
+#[derive(Clone, Copy, Debug)]
+pub struct Root {
+    pub position: Position,
+    pub buffer: pg_sys::Buffer,
 }
 
 /// What the column of a row is to be, by its number from 1.
@@ -122,6 +137,11 @@ impl Key<'_> {
         }
         key
     }
+}
+
+/// A column by its number from 1, from 0.
+fn column(number: i16) -> usize {
+    usize::from(number.unsigned_abs()) - 1
 }
 
 /// The next number of a sequence, whoever asks.
@@ -188,6 +208,13 @@ impl Table {
         Self { relation, access }
     }
 
+    /// Closes a table that nothing was written to after all: its lock need not stay.
+    pub fn close_unchanged(self) {
+        // SAFETY: opened once, with this lock, and not closed again below.
+        unsafe { pg_sys::table_close(self.relation, self.access.lock()) };
+        std::mem::forget(self);
+    }
+
     pub fn oid(&self) -> u32 {
         // SAFETY: the relation is open.
         unsafe { (*self.relation).rd_id }.to_u32()
@@ -236,46 +263,93 @@ impl Table {
         found
     }
 
-    /// The position that a number stands for.
-    pub fn position(&self, number: u64) -> Position {
-        let mut tuple = pg_sys::ItemPointerData::default();
-        item_pointer_set_all(&mut tuple, (number >> 16) as u32, number as u16);
-        Position {
-            table: self.oid(),
-            tuple,
+    /// The versions of rows that are at these positions, as far as the snapshot sees them.
+    pub fn versions(&self, seen: &Latest, positions: &[Position]) -> Vec<Row<'_>> {
+        // The table is open, so it is not cut shorter meanwhile.
+        let end = Position(u64::from(self.blocks()) << BITS_OF_OFFSET);
+        let there = positions.iter().filter(|position| **position < end);
+        there
+            .filter_map(|position| {
+                let mut tuple = pg_sys::HeapTupleData {
+                    t_self: position.tuple(),
+                    ..Default::default()
+                };
+                let mut buffer = pg_sys::Buffer::default();
+                // SAFETY: the page is there; the row is copied before it is given back.
+                unsafe {
+                    let found = &raw mut tuple;
+                    pg_sys::heap_fetch(self.relation, seen.0, found, &raw mut buffer, false).then(
+                        || {
+                            let tuple = pg_sys::heap_copytuple(found);
+                            pg_sys::ReleaseBuffer(buffer);
+                            Row { table: self, tuple }
+                        },
+                    )
+                }
+            })
+            .collect()
+    }
+
+    /// The row that is at a root, if the snapshot sees one there: whichever row that is now. None also when the
+    /// page is in another buffer, or in none. It is the price of one page, where an index takes several and has to
+    /// be opened.
+    pub fn at(&self, seen: &Latest, root: Root) -> Option<Row<'_>> {
+        let Root { position, buffer } = root;
+        let mut tuple = position.tuple();
+        let mut found = pg_sys::HeapTupleData::default();
+        // SAFETY: the buffer was one of a page once, and is pinned only if it has that of this table; the row is
+        // copied before its page is given back.
+        unsafe {
+            let block = item_pointer_get_block_number_no_check(tuple);
+            let fork = pg_sys::ForkNumber::MAIN_FORKNUM;
+            if !pg_sys::ReadRecentBuffer(self.locator(), fork, block, buffer) {
+                return None;
+            }
+            self.make_room(buffer);
+            pg_sys::LockBuffer(buffer, pg_sys::BUFFER_LOCK_SHARE.cast_signed());
+            let is_there = pg_sys::heap_hot_search_buffer(
+                &raw mut tuple,
+                self.relation,
+                buffer,
+                seen.0,
+                &raw mut found,
+                std::ptr::null_mut(),
+                true,
+            );
+            let row = is_there.then(|| Row {
+                table: self,
+                tuple: pg_sys::heap_copytuple(&raw mut found),
+            });
+            pg_sys::UnlockReleaseBuffer(buffer);
+            row
         }
     }
 
-    /// The row that is at a position, if the snapshot sees one there: whichever row that is now. It is the
-    /// price of one page, where an index takes several and has to be opened.
-    pub fn at(&self, seen: &Latest, position: Position) -> Option<Row<'_>> {
-        if position.table != self.oid() {
-            return None;
-        }
-        let mut tuple = pg_sys::HeapTupleData {
-            t_self: position.tuple,
-            ..Default::default()
-        };
-        let mut buffer = pg_sys::Buffer::default();
-        // SAFETY: the table is open, so it is not cut shorter between the look at its size and the one at
-        // the page; the row is copied before its page is given back.
+    /// Clears away versions that nobody sees any more, as every look by an index does, but not for each of them: a
+    /// table that keeps a part of its pages free is looked through as soon as there is one.
+    ///
+    /// # Safety
+    /// The buffer is pinned, and holds a page of this table.
+    unsafe fn make_room(&self, buffer: pg_sys::Buffer) {
+        // SAFETY: as promised by the caller; the sum may be off, as PostgreSQL takes it too.
         unsafe {
-            let block = item_pointer_get_block_number_no_check(position.tuple);
-            let is_there = block < self.blocks()
-                && pg_sys::heap_fetch(
-                    self.relation,
-                    seen.0,
-                    &raw mut tuple,
-                    &raw mut buffer,
-                    false,
-                );
-            if !is_there {
-                return None;
+            let left = pg_sys::PageGetHeapFreeSpace(pg_sys::BufferGetPage(buffer));
+            if left < pg_sys::BLCKSZ as usize / 8 {
+                pg_sys::heap_page_prune_opt(self.relation, buffer);
             }
-            let tuple = pg_sys::heap_copytuple(&raw mut tuple);
-            pg_sys::ReleaseBuffer(buffer);
-            Some(Row { table: self, tuple })
         }
+    }
+
+    #[cfg(feature = "pg15")]
+    fn locator(&self) -> pg_sys::RelFileNode {
+        // SAFETY: the relation is open.
+        unsafe { (*self.relation).rd_node }
+    }
+
+    #[cfg(not(feature = "pg15"))]
+    fn locator(&self) -> pg_sys::RelFileLocator {
+        // SAFETY: the relation is open.
+        unsafe { (*self.relation).rd_locator }
     }
 
     /// Every row whose columns are these, while `take` asks for more. Without an index the whole
@@ -330,10 +404,19 @@ impl Table {
     /// Adds a row; one value for each column. Returns where it is.
     pub fn insert(&self, values: &[Option<pg_sys::Datum>]) -> Position {
         let tuple = self.tuple(values);
-        // SAFETY: the tuple is of this table's form.
-        unsafe { pg_sys::CatalogTupleInsert(self.relation, tuple) };
+        self.insert_tuple(tuple);
         self.make_visible();
-        self.position_of(tuple)
+        // SAFETY: a tuple that was written to the table.
+        Position::of(unsafe { (*tuple).t_self })
+    }
+
+    fn insert_tuple(&self, tuple: pg_sys::HeapTuple) {
+        let mut none = pg_sys::ResultRelInfo::default();
+        // SAFETY: the tuple is of this table's form.
+        unsafe {
+            pg_sys::CatalogTupleInsertWithInfo(self.relation, tuple, &raw mut none);
+            self.enter_in_indexes(tuple);
+        }
     }
 
     /// Adds rows, one record of the transaction log for each page that they fill.
@@ -344,8 +427,7 @@ impl Table {
             self.insert_inline(&tuples);
         } else {
             for tuple in tuples {
-                // SAFETY: as above.
-                unsafe { pg_sys::CatalogTupleInsert(self.relation, tuple) };
+                self.insert_tuple(tuple);
             }
         }
         self.make_visible();
@@ -427,20 +509,71 @@ impl Table {
         (Self::open_by_oid(oid, self.access), beyond)
     }
 
-    /// Replaces a row. The caller keeps everybody else from changing it. Returns where it is now.
-    pub fn replace(&self, row: &Row, values: &[Option<pg_sys::Datum>]) -> Position {
+    /// Replaces a row. The caller keeps everybody else from changing it.
+    pub fn replace(&self, row: &Row, values: &[Option<pg_sys::Datum>]) {
         let tuple = self.tuple(values);
+        let mut none = pg_sys::ResultRelInfo::default();
         // SAFETY: as above, and the row is of this table.
-        unsafe { pg_sys::CatalogTupleUpdate(self.relation, &raw mut (*row.tuple).t_self, tuple) };
+        unsafe {
+            let before = &raw mut (*row.tuple).t_self;
+            pg_sys::CatalogTupleUpdateWithInfo(self.relation, before, tuple, &raw mut none);
+            let flags = u32::from((*(*tuple).t_data).t_infomask2);
+            if flags & pg_sys::HEAP_ONLY_TUPLE == 0 {
+                self.enter_in_indexes(tuple);
+            }
+        }
         self.make_visible();
-        self.position_of(tuple)
     }
 
-    fn position_of(&self, tuple: pg_sys::HeapTuple) -> Position {
-        Position {
-            table: self.oid(),
-            // SAFETY: a tuple that was read from the table or written to it.
-            tuple: unsafe { (*tuple).t_self },
+    /// As catalogs do it (CatalogIndexInsert of src/backend/catalog/indexing.c), which open the indexes before they
+    /// know whether one of them has to learn anything. Raises 0A000 where somebody has added an index that takes more.
+    ///
+    /// # Safety
+    /// The tuple was written to this table.
+    unsafe fn enter_in_indexes(&self, tuple: pg_sys::HeapTuple) {
+        let mut values = [pg_sys::Datum::null(); pg_sys::INDEX_MAX_KEYS as usize];
+        let mut nulls = [false; pg_sys::INDEX_MAX_KEYS as usize];
+        // SAFETY: as promised by the caller; slot and indexes are closed below, and by an error's end of the transaction.
+        unsafe {
+            if !(*(*self.relation).rd_rel).relhasindex {
+                return;
+            }
+            let opened = pg_sys::CatalogOpenIndexes(self.relation);
+            let slot = pg_sys::MakeSingleTupleTableSlot(
+                self.columns(),
+                &raw const pg_sys::TTSOpsHeapTuple,
+            );
+            pg_sys::ExecStoreHeapTuple(tuple, slot, false);
+            for number in 0..usize::try_from((*opened).ri_NumIndices).unwrap_or(0) {
+                let index = *(*opened).ri_IndexRelationDescs.add(number);
+                let info = *(*opened).ri_IndexRelationInfo.add(number);
+                if !(*info).ii_Expressions.is_null() || !(*info).ii_Predicate.is_null() {
+                    raise(error::index_unsupported(
+                        &name_of(self.relation),
+                        &name_of(index),
+                    ));
+                }
+                let (value, null) = (values.as_mut_ptr(), nulls.as_mut_ptr());
+                pg_sys::FormIndexDatum(info, slot, std::ptr::null_mut(), value, null);
+                let uniqueness = if (*(*index).rd_index).indisunique {
+                    pg_sys::IndexUniqueCheck::UNIQUE_CHECK_YES
+                } else {
+                    pg_sys::IndexUniqueCheck::UNIQUE_CHECK_NO
+                };
+                let place = &raw mut (*tuple).t_self;
+                pg_sys::index_insert(
+                    index,
+                    value,
+                    null,
+                    place,
+                    self.relation,
+                    uniqueness,
+                    false,
+                    info,
+                );
+            }
+            pg_sys::ExecDropSingleTupleTableSlot(slot);
+            pg_sys::CatalogCloseIndexes(opened);
         }
     }
 
@@ -465,6 +598,14 @@ impl Table {
         debug_assert!(self.access == Access::Write);
         make_visible();
     }
+}
+
+/// # Safety
+/// The relation is open.
+unsafe fn name_of(relation: pg_sys::Relation) -> String {
+    // SAFETY: as promised by the caller.
+    let name = unsafe { CStr::from_ptr((*(*relation).rd_rel).relname.data.as_ptr()) };
+    name.to_string_lossy().into_owned()
 }
 
 /// Whether a tuple is stored as it is, and not compressed or cut into pieces.
@@ -505,8 +646,39 @@ impl Row<'_> {
         self.table.oid()
     }
 
-    pub fn position(&self) -> Position {
-        self.table.position_of(self.tuple)
+    /// Where the row can be found again. None when it has been replaced and cleared away since.
+    pub fn root(&self) -> Option<Root> {
+        // No tuple and its line pointer take less.
+        const MOST_TUPLES: usize = pg_sys::BLCKSZ as usize / 28;
+        let mut roots = [pg_sys::InvalidOffsetNumber; MOST_TUPLES];
+        // SAFETY: the row was read from that page, which is given back below; there is one root for each place on that.
+        unsafe {
+            let tuple = (*self.tuple).t_self;
+            let block = item_pointer_get_block_number_no_check(tuple);
+            let buffer = pg_sys::ReadBuffer(self.table.relation, block);
+            pg_sys::LockBuffer(buffer, pg_sys::BUFFER_LOCK_SHARE.cast_signed());
+            pg_sys::heap_get_root_tuples(pg_sys::BufferGetPage(buffer), roots.as_mut_ptr());
+            pg_sys::UnlockReleaseBuffer(buffer);
+            let root = roots[usize::from(tuple.ip_posid) - 1];
+            (root != pg_sys::InvalidOffsetNumber).then(|| Root {
+                position: Position::of(pg_sys::ItemPointerData {
+                    ip_posid: root,
+                    ..tuple
+                }),
+                buffer,
+            })
+        }
+    }
+
+    /// Whether its columns are these.
+    pub fn has(&self, keys: &[Key]) -> bool {
+        // SAFETY: whoever made the key knows of which type the column is.
+        keys.iter().all(|key| unsafe {
+            match *key {
+                Key::Text(number, text) => self.get::<&str>(column(number)) == Some(text),
+                Key::Number(number, value) => self.get::<i64>(column(number)) == Some(value),
+            }
+        })
     }
 
     /// One column, from 0.

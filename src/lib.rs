@@ -18,9 +18,10 @@ pub mod lease;
 mod lock;
 pub mod node;
 pub mod oplog;
-mod positions;
+
 mod process;
 pub mod retention;
+mod roots;
 mod spi;
 pub mod stream;
 mod trigger;
@@ -93,6 +94,7 @@ pub extern "C-unwind" fn _PG_init() {
         gossip::statistics::register();
         gossip::launcher::register();
         gossip::drop_database::register();
+        roots::register();
         PRELOADED.store(true, Ordering::Relaxed);
     }
 }

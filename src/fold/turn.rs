@@ -1,7 +1,6 @@
 //! Turns, put into the fold without the executor: to start and end statements is most of what a short one costs.
 //! This writes what `coord.op_fold` makes of a turn.
 
-use std::cell::RefCell;
 use std::collections::BTreeSet;
 
 use pgrx::{IntoDatum, pg_sys};
@@ -9,23 +8,15 @@ use pgrx::{IntoDatum, pg_sys};
 use super::sql::{add_to_digest, turn_digest};
 use crate::clock::sql::{time_of, timestamp_since_1970};
 use crate::conversation::turn::Said;
-use crate::heap::{Access, Key, Latest, Position, Table};
+use crate::heap::{Access, Key, Latest, Table};
 use crate::oplog::payload::Payload;
-use crate::positions::Positions;
+use crate::roots;
 
 /// Triggers and indexes that the extension has on its tables. Where there are more, they are somebody's own:
 /// statements fire triggers, and know indexes of expressions and of a part of the rows.
 const TRIGGERS_OF_TURN: i32 = 3;
 const TRIGGERS_OF_CONVERSATION: i32 = 0;
 const INDEXES: i32 = 1;
-
-thread_local! {
-    static POSITIONS: RefCell<Positions> = RefCell::default();
-}
-
-fn remember(scope: &str, conversation_id: &str, position: Position) {
-    POSITIONS.with_borrow_mut(|positions| positions.remember(&[scope, conversation_id], position));
-}
 
 /// An operation that is a turn.
 pub struct Turn<'a> {
@@ -94,29 +85,14 @@ impl Turns {
             if self.has_begun(&seen, scope, conversation_id) {
                 continue;
             }
-            let position = self
-                .conversation
+            self.conversation
                 .insert(&[scope.into_datum(), conversation_id.into_datum()]);
-            remember(scope, conversation_id, position);
         }
     }
 
     fn has_begun(&self, seen: &Latest, scope: &str, conversation_id: &str) -> bool {
-        let names = [scope, conversation_id];
-        let known = POSITIONS
-            .with_borrow(|positions| positions.of(&names))
-            .and_then(|position| self.conversation.at(seen, position));
-        // SAFETY: the types are those of sql/fold.sql.
-        let is_known = known.is_some_and(|row| unsafe {
-            row.get::<&str>(0) == Some(scope) && row.get::<&str>(1) == Some(conversation_id)
-        });
         let keys = [Key::Text(1, scope), Key::Text(2, conversation_id)];
-        is_known
-            || self
-                .conversation
-                .find(seen, c"conversation_scope", &keys)
-                .inspect(|row| remember(scope, conversation_id, row.position()))
-                .is_some()
+        roots::find(&self.conversation, seen, c"conversation_scope", &keys).is_some()
     }
 }
 

@@ -78,12 +78,12 @@ pub enum Decision {
 
 /// Whether a request is granted, and at which epoch: above all that were granted here or, as far as was
 /// heard, elsewhere. A holder that asks again under another request is refused as anybody is: it may be a
-/// second process of the same name.
+/// second process of the same name. The life of the node is asked for only when there is a grant to be made in it.
 pub fn decide(
     lease: Option<&Lease>,
     elsewhere: &Elsewhere,
     request: Request,
-    incarnation: i64,
+    incarnation: impl FnOnce() -> Result<i64>,
     now: i64,
 ) -> Result<Decision> {
     match lease {
@@ -100,7 +100,7 @@ pub fn decide(
         _ if elsewhere.live(now).is_some() => Ok(Decision::HeldElsewhere),
         _ => {
             let last = lease.map_or(0, |lease| lease.epoch);
-            next_epoch(last.max(elsewhere.highest_epoch()), incarnation)
+            next_epoch(last.max(elsewhere.highest_epoch()), incarnation()?)
                 .map(|epoch| Decision::Grant { epoch })
         }
     }
@@ -289,7 +289,7 @@ mod tests {
     }
 
     fn decided(lease: Option<&Lease>, by: Request, now: i64) -> Decision {
-        decide(lease, &Elsewhere::default(), by, 1, now).unwrap()
+        decide(lease, &Elsewhere::default(), by, || Ok(1), now).unwrap()
     }
 
     #[test]
@@ -304,7 +304,7 @@ mod tests {
         }]);
         let decided = |lease, now| {
             let by = request("b", Some([7; 16]));
-            decide(lease, &heard, by, 1, now).unwrap()
+            decide(lease, &heard, by, || Ok(1), now).unwrap()
         };
         assert_eq!(decided(None, 199), Decision::HeldElsewhere);
         assert_eq!(decided(None, 200), Decision::Grant { epoch: 8 });
@@ -467,7 +467,7 @@ mod tests {
                 match step {
                     0 | 1 => {
                         let by = Request { holder, id: None };
-                        if let Decision::Grant { epoch } = decide(current.as_ref(), &Elsewhere::default(), by, incarnation, now).unwrap() {
+                        if let Decision::Grant { epoch } = decide(current.as_ref(), &Elsewhere::default(), by, || Ok(incarnation), now).unwrap() {
                             prop_assert!(granted.last().is_none_or(|last| last.1 < epoch));
                             granted.push((who, epoch));
                             current = Some(Lease {

@@ -7,7 +7,7 @@ use pgrx::prelude::*;
 
 use super::store::timestamp;
 use super::transaction::{self, Effect};
-use crate::heap::{Access, Latest, Row, Table};
+use crate::heap::{Access, Latest, Position, Row, Table};
 
 const TABLE: &CStr = c"lease_history";
 
@@ -66,7 +66,7 @@ pub fn record(
         expires_at,
         reason.into_datum(),
     ]);
-    transaction::at_commit(Effect::Recorded(position.number()));
+    transaction::at_commit(Effect::Recorded(position.0));
 }
 
 /// A line as listeners get it.
@@ -107,11 +107,9 @@ pub fn blocks() -> u32 {
 /// The lines at these positions, in the order of epochs.
 pub fn lines_at(positions: &[u64]) -> Vec<Line> {
     let table = Table::open(TABLE, Access::Read);
-    let seen = Latest::take();
-    let rows = positions
-        .iter()
-        .filter_map(|number| table.at(&seen, table.position(*number)));
-    in_order(rows.map(|row| Line::read(&row)).collect())
+    let positions: Vec<_> = positions.iter().copied().map(Position).collect();
+    let rows = table.versions(&Latest::take(), &positions);
+    in_order(rows.iter().map(Line::read).collect())
 }
 
 /// Lines that a `pg_snapshot` did not see, in the order of epochs. Reads the whole table.

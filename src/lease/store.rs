@@ -1,7 +1,5 @@
 //! Rows of `coord.lease`, joined with what shared memory knows of their expiry.
 
-use std::cell::RefCell;
-
 use pgrx::prelude::*;
 use pgrx::{IntoDatum, pg_sys};
 
@@ -9,9 +7,8 @@ use super::grant::{Ended, Lease, Predecessor, Run, Stored};
 use super::memory::{self, Key, Known};
 use super::report::{Elsewhere, Reported};
 use crate::error::Result;
-use crate::heap::{self, Access, Latest, Position, Row, Table};
-use crate::positions::Positions;
-use crate::{guc, node};
+use crate::heap::{self, Access, Latest, Row, Table};
+use crate::{guc, node, roots};
 
 /// The lease clock, which a test may have set ahead or back.
 pub fn now() -> i64 {
@@ -171,14 +168,6 @@ const INDEX: &std::ffi::CStr = c"lease_pkey";
 const RESOURCE_NUMBER: i16 = column::RESOURCE as i16 + 1;
 const HOLDER_NUMBER: i16 = column::HOLDER as i16 + 1;
 
-thread_local! {
-    static POSITIONS: RefCell<Positions> = RefCell::default();
-}
-
-fn remember(resource: &str, position: Position) {
-    POSITIONS.with_borrow_mut(|positions| positions.remember(&[resource], position));
-}
-
 /// `coord.lease`, open.
 pub struct Leases {
     table: Table,
@@ -189,6 +178,11 @@ impl Leases {
         Self {
             table: Table::open(c"lease", access),
         }
+    }
+
+    /// Lets others have the table: it was opened for writing, and nothing was written.
+    pub fn close_unchanged(self) {
+        self.table.close_unchanged();
     }
 
     /// The last grant of a resource, by the latest snapshot.
@@ -218,21 +212,8 @@ impl Leases {
 
     /// The row of a resource, to be replaced.
     pub fn find_row(&self, seen: &Latest, resource: &str) -> Option<Row<'_>> {
-        self.find_row_again(seen, resource).or_else(|| {
-            let keys = [heap::Key::Text(RESOURCE_NUMBER, resource)];
-            let row = self.table.find(seen, INDEX, &keys)?;
-            remember(resource, row.position());
-            Some(row)
-        })
-    }
-
-    /// The row of a resource where it was the last time.
-    fn find_row_again(&self, seen: &Latest, resource: &str) -> Option<Row<'_>> {
-        let position = POSITIONS.with_borrow(|positions| positions.of(&[resource]))?;
-        let row = self.table.at(seen, position)?;
-        // SAFETY: the type is that of sql/lease.sql.
-        let found = unsafe { row.get::<&str>(column::RESOURCE) };
-        (found == Some(resource)).then_some(row)
+        let keys = [heap::Key::Text(RESOURCE_NUMBER, resource)];
+        roots::find(&self.table, seen, INDEX, &keys)
     }
 
     /// Resources last granted to a holder and not given back, with their epochs, in order.
@@ -294,11 +275,12 @@ impl Leases {
             .and_then(|id| pgrx::Uuid::from_bytes(id).into_datum());
         values[column::RESOURCE] = resource.into_datum();
         values[column::HOLDER] = lease.holder.as_str().into_datum();
-        let position = match before {
+        match before {
             Some(row) => self.table.replace(row, &values),
-            None => self.table.insert(&values),
-        };
-        remember(resource, position);
+            None => {
+                self.table.insert(&values);
+            }
+        }
     }
 
     /// Stores that the last grant of a resource has ended. The caller holds the lease for a change.
@@ -331,8 +313,7 @@ impl Leases {
             let before = row.values::<{ column::COUNT }>();
             let mut values = std::array::from_fn(|column| before.datum(column));
             change(&mut values);
-            let position = self.table.replace(&row, &values);
-            remember(resource, position);
+            self.table.replace(&row, &values);
         }
     }
 }

@@ -11,7 +11,7 @@ use super::identity::{self, Hello};
 use super::incarnation::{self, Place};
 use super::peer::{self, PeerOption, PeerOptions};
 use crate::error::{self, Error, bad_argument};
-use crate::heap::{Access, Latest, Position, Row, Table};
+use crate::heap::{Access, Latest, Root, Row, Table};
 use crate::is_preloaded;
 use crate::spi::{self, Session, Value};
 use crate::varlena::{SqlResult, c_string};
@@ -140,8 +140,8 @@ pub struct Life {
 }
 
 thread_local! {
-    /// Where the row of the node was last seen.
-    static NODE: Cell<Option<Position>> = const { Cell::new(None) };
+    /// Where the row of the node was found.
+    static NODE: Cell<Option<Root>> = const { Cell::new(None) };
 }
 
 /// The life of this node, without SQL: every grant and every operation asks. None where the database is no
@@ -149,9 +149,12 @@ thread_local! {
 pub fn confirmed_life(seen: &Latest) -> Result<Option<Life>, Error> {
     let table = Table::open(c"local_node", Access::Read);
     // There is one row: whichever is seen is the one.
-    let known = NODE.get().and_then(|position| table.at(seen, position));
-    let row = known.or_else(|| table.first(seen));
-    NODE.set(row.as_ref().map(Row::position));
+    let known = NODE.get().and_then(|root| table.at(seen, root));
+    let row = known.or_else(|| {
+        let row = table.first(seen)?;
+        NODE.set(row.root());
+        Some(row)
+    });
     row.map(|row| life_of(&row)).transpose()
 }
 

@@ -28,7 +28,7 @@ impl<const CLIENTS: usize> Steps<CLIENTS> {
             found.as_ref(),
             &Elsewhere::default(),
             request(who),
-            self.incarnation(),
+            || Ok(self.incarnation()),
             NOW,
         );
         match (decision, found) {
@@ -79,12 +79,11 @@ impl<const CLIENTS: usize> Steps<CLIENTS> {
         let decision = if self.model.design == Design::TakeoverJudgesOnce {
             Decision::Grant { epoch: before }
         } else {
-            let incarnation = self.incarnation();
             grant::decide(
                 found.as_ref(),
                 &Elsewhere::default(),
                 request(who),
-                incarnation,
+                || Ok(self.incarnation()),
                 NOW,
             )
             .unwrap_or(Decision::Held)

@@ -286,6 +286,24 @@ TRUNCATE lease;
 SELECT fence('third', 1);
 SELECT epoch FROM lease_acquire('third', 'a', '30 s');
 
+-- An index of columns is kept up; one of expressions or of a part of the rows is refused.
+CREATE INDEX lease_by_holder ON lease (holder, resource);
+SELECT count(lease_acquire('indexed ' || i, 'h', '30 s')) FROM generate_series(1, 300) i;
+SELECT lease_release_all('h');
+SELECT count(lease_acquire('indexed ' || i, 'h' || i % 3, '30 s')) FROM generate_series(1, 300) i;
+SET enable_seqscan = off;
+EXPLAIN (COSTS OFF) SELECT resource FROM lease WHERE holder = 'h2' ORDER BY resource;
+SELECT count(*), min(resource), max(resource) FROM lease WHERE holder = 'h2';
+SELECT count(*) FROM lease WHERE holder = 'h';
+RESET enable_seqscan;
+DROP INDEX lease_by_holder;
+CREATE INDEX lease_by_length ON lease (length(resource));
+SELECT lease_acquire('not indexed', 'a', '30 s');
+DROP INDEX lease_by_length;
+CREATE INDEX history_of_granted ON lease_history (resource) WHERE event = 'granted';
+SELECT lease_acquire('not indexed', 'a', '30 s');
+DROP INDEX history_of_granted;
+
 -- What comes next finds a database without a node.
 SET client_min_messages = warning;
 DROP TABLE IF EXISTS account, wrote;
