@@ -49,7 +49,9 @@ unsafe extern "C-unwind" fn forget_oids(_argument: pg_sys::Datum, _cache: c_int,
 
 /// The oid of a relation of schema `coord`.
 pub fn relation_oid(name: &'static CStr) -> pg_sys::Oid {
-    let known = OIDS.with_borrow(|oids| oids.iter().find(|(known, _)| *known == name).copied());
+    // The same name at another place is asked for once more.
+    let is_known = |(known, _): &&(&CStr, _)| std::ptr::eq(known.as_ptr(), name.as_ptr());
+    let known = OIDS.with_borrow(|oids| oids.iter().find(is_known).copied());
     if let Some((_, oid)) = known {
         return oid;
     }
@@ -97,6 +99,16 @@ impl Position {
 pub struct Root {
     pub position: Position,
     pub buffer: pg_sys::Buffer,
+}
+
+/// Which version of a row it is: what it says does not change any more. Two of one transaction lie at different
+/// positions of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Version {
+    file: pg_sys::Oid,
+    position: Position,
+    /// The transaction that wrote it.
+    xmin: pg_sys::TransactionId,
 }
 
 /// What the column of a row is to be, by its number from 1.
@@ -338,6 +350,16 @@ impl Table {
                 pg_sys::heap_page_prune_opt(self.relation, buffer);
             }
         }
+    }
+
+    #[cfg(feature = "pg15")]
+    fn file(&self) -> pg_sys::Oid {
+        self.locator().relNode
+    }
+
+    #[cfg(not(feature = "pg15"))]
+    fn file(&self) -> pg_sys::Oid {
+        self.locator().relNumber
     }
 
     #[cfg(feature = "pg15")]
@@ -644,6 +666,17 @@ pub struct Row<'a> {
 impl Row<'_> {
     pub fn table_oid(&self) -> u32 {
         self.table.oid()
+    }
+
+    pub fn version(&self) -> Version {
+        // SAFETY: a tuple that was read from the table, which says who wrote it.
+        unsafe {
+            Version {
+                file: self.table.file(),
+                position: Position::of((*self.tuple).t_self),
+                xmin: (*(*self.tuple).t_data).t_choice.t_heap.t_xmin,
+            }
+        }
     }
 
     /// Where the row can be found again. None when it has been replaced and cleared away since.

@@ -1,5 +1,7 @@
 //! Rows of `coord.lease`, joined with what shared memory knows of their expiry.
 
+use std::cell::RefCell;
+
 use pgrx::prelude::*;
 use pgrx::{IntoDatum, pg_sys};
 
@@ -7,7 +9,7 @@ use super::grant::{Ended, Lease, Predecessor, Run, Stored};
 use super::memory::{self, Key, Known};
 use super::report::{Elsewhere, Reported};
 use crate::error::Result;
-use crate::heap::{self, Access, Latest, Row, Table};
+use crate::heap::{self, Access, Latest, Row, Table, Version};
 use crate::{guc, node, roots};
 
 /// The lease clock, which a test may have set ahead or back.
@@ -107,6 +109,39 @@ impl StoredLease {
     }
 }
 
+/// A version of the row of a lease.
+struct Last {
+    version: Version,
+    resource: String,
+    lease: StoredLease,
+}
+
+thread_local! {
+    /// The one that was looked at last: a writer comes back to its own lease with every row.
+    static LAST: RefCell<Option<Last>> = const { RefCell::new(None) };
+}
+
+impl Last {
+    fn read(row: &Row, resource: &str) -> Self {
+        Self {
+            version: row.version(),
+            resource: resource.to_owned(),
+            lease: StoredLease::read(row),
+        }
+    }
+
+    fn is_of(&self, version: Version, resource: &str) -> bool {
+        self.version == version && self.resource == resource
+    }
+
+    /// Everything is as it was, but for renewals.
+    fn looked_at_again(mut self) -> Self {
+        let StoredLease { lease, key, stored } = &mut self.lease;
+        lease.expires_at = expires_at(*key, lease.epoch, *stored);
+        self
+    }
+}
+
 /// When a lease expires: by shared memory if that has it, else by the table.
 pub fn expires_at(key: Key, epoch: i64, stored: Stored) -> i64 {
     memory::expires_at(key, epoch).unwrap_or_else(|| {
@@ -187,9 +222,13 @@ impl Leases {
 
     /// The last grant of a resource, by the latest snapshot.
     pub fn find(&self, resource: &str) -> Option<StoredLease> {
-        Some(StoredLease::read(
-            &self.find_row(&Latest::take(), resource)?,
-        ))
+        let row = self.find_row(&Latest::take(), resource)?;
+        let version = row.version();
+        let last = LAST.take().filter(|last| last.is_of(version, resource));
+        let last = last.map_or_else(|| Last::read(&row, resource), Last::looked_at_again);
+        let found = last.lease.clone();
+        LAST.set(Some(last));
+        Some(found)
     }
 
     /// Gives a lease its entry in memory, if there is a place. The caller keeps takeovers out. The grant may

@@ -1,6 +1,6 @@
 //! Binds nodes, members and peers to SQL; the declarations are in `sql/node.sql`.
 
-use std::cell::{Cell, OnceCell, RefCell};
+use std::cell::{OnceCell, RefCell};
 use std::ffi::CString;
 use std::os::unix::fs::MetadataExt;
 
@@ -11,7 +11,7 @@ use super::identity::{self, Hello};
 use super::incarnation::{self, Place};
 use super::peer::{self, PeerOption, PeerOptions};
 use crate::error::{self, Error, bad_argument};
-use crate::heap::{Access, Latest, Root, Row, Table};
+use crate::heap::{Access, Latest, Root, Row, Table, Version};
 use crate::is_preloaded;
 use crate::spi::{self, Session, Value};
 use crate::varlena::{SqlResult, c_string};
@@ -139,23 +139,41 @@ pub struct Life {
     pub uuid: pgrx::Uuid,
 }
 
+/// A version of this node's row.
+struct Known {
+    root: Option<Root>,
+    version: Version,
+    incarnation: Option<i64>,
+    actor: Option<String>,
+    uuid: Option<pgrx::Uuid>,
+    place: Option<String>,
+    started: Option<TimestampWithTimeZone>,
+}
+
 thread_local! {
-    /// Where the row of the node was found.
-    static NODE: Cell<Option<Root>> = const { Cell::new(None) };
+    /// The one that was looked at last.
+    static NODE: RefCell<Option<Known>> = const { RefCell::new(None) };
 }
 
 /// The life of this node, without SQL: every grant and every operation asks. None where the database is no
 /// node; 55000 while the node does not know yet.
 pub fn confirmed_life(seen: &Latest) -> Result<Option<Life>, Error> {
     let table = Table::open(c"local_node", Access::Read);
+    let known = NODE.take();
+    let root = known.as_ref().and_then(|known| known.root);
     // There is one row: whichever is seen is the one.
-    let known = NODE.get().and_then(|root| table.at(seen, root));
-    let row = known.or_else(|| {
-        let row = table.first(seen)?;
-        NODE.set(row.root());
-        Some(row)
-    });
-    row.map(|row| life_of(&row)).transpose()
+    let row = root
+        .and_then(|root| table.at(seen, root))
+        .or_else(|| table.first(seen));
+    let Some(row) = row else {
+        return Ok(None);
+    };
+    let known = known
+        .filter(|known| known.version == row.version())
+        .unwrap_or_else(|| Known::read(&row));
+    let life = known.life();
+    NODE.set(Some(known));
+    life.map(Some)
 }
 
 /// What this node counts under in that life.
@@ -164,27 +182,36 @@ pub fn confirmed_actor() -> Result<String, Error> {
     life.map(|life| life.actor).ok_or_else(error::node_unnamed)
 }
 
-fn life_of(node: &Row) -> Result<Life, Error> {
-    // SAFETY: the types are those of sql/node.sql.
-    let (incarnation, actor, uuid, place, started) = unsafe {
-        (
-            node.get_named::<i64>(c"incarnation"),
-            node.get_named::<String>(c"actor"),
-            node.get_named::<pgrx::Uuid>(c"life"),
-            node.get_named::<&str>(c"place"),
-            node.get_named::<TimestampWithTimeZone>(c"started"),
-        )
-    };
-    let is_confirmed = place
-        .zip(started)
-        .is_some_and(|(place, started)| life_is_confirmed(place, started));
-    match incarnation.zip(actor).zip(uuid) {
-        Some(((incarnation, actor), uuid)) if is_confirmed => Ok(Life {
-            incarnation,
-            actor,
-            uuid,
-        }),
-        _ => Err(error::life_unknown(is_preloaded())),
+impl Known {
+    fn read(node: &Row) -> Self {
+        // SAFETY: the types are those of sql/node.sql.
+        unsafe {
+            Self {
+                root: node.root(),
+                version: node.version(),
+                incarnation: node.get_named(c"incarnation"),
+                actor: node.get_named(c"actor"),
+                uuid: node.get_named(c"life"),
+                place: node.get_named(c"place"),
+                started: node.get_named(c"started"),
+            }
+        }
+    }
+
+    fn life(&self) -> Result<Life, Error> {
+        let is_confirmed = self
+            .place
+            .as_deref()
+            .zip(self.started)
+            .is_some_and(|(place, started)| life_is_confirmed(place, started));
+        match self.incarnation.zip(self.actor.clone()).zip(self.uuid) {
+            Some(((incarnation, actor), uuid)) if is_confirmed => Ok(Life {
+                incarnation,
+                actor,
+                uuid,
+            }),
+            _ => Err(error::life_unknown(is_preloaded())),
+        }
     }
 }
 

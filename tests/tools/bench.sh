@@ -6,7 +6,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 cd "$root"
 
-readonly rounds=15 lease_rounds=${LEASE_ROUNDS:-7} log_turns=${LOG_TURNS:-1000000}
+readonly rounds=15 lease_rounds=${LEASE_ROUNDS:-40} log_turns=${LOG_TURNS:-1000000}
 
 start_node() {
 	port[$1]=$(free_port)
@@ -266,22 +266,44 @@ scripts_of() {
 	done
 }
 
-# pgbench_of SCRIPT CLIENTS SECONDS: transactions a second.
-pgbench_of() {
-	as_server pgbench -n -M "${protocol:-prepared}" -c "$2" -j 2 -T "$3" -f "$scripts/$1.sql" \
-		-h 127.0.0.1 -p "${port[l]}" -U postgres postgres 2>/dev/null | sed -nE 's/^tps = ([0-9.]+) .*/\1/p'
+# run_pgbench SCRIPT CLIENTS: until it is told by SIGALRM that its time is up. Its process is in SCRIPT.pid.
+run_pgbench() {
+	as_server bash -c 'echo $$ >"$1.pid"; shift; exec "$@"' - "$work/$1" \
+		pgbench -n -M "${protocol:-prepared}" -c "$2" -j 2 -T 1000000 -f "$scripts/$1.sql" \
+		-h 127.0.0.1 -p "${port[l]}" -U postgres postgres >"$work/$1.out" 2>/dev/null &
 }
 
-# interleaved CLIENTS SCRIPT…: median of transactions a second, in the array `took`.
+# interleaved CLIENTS SCRIPT…: transactions a second, in the array `took`. All keep their sessions, and go on by turns
+# of half a second: new ones would first map shared memory and fill their caches, and the disk has its moods.
 interleaved() {
-	local clients=$1 round script
-	local -A all=()
+	local clients=$1 round script begun count
+	local -A pid=() active=()
 	shift
-	for script in "$@"; do pgbench_of "$script" "$clients" 1 >/dev/null; done
-	for ((round = 0; round < lease_rounds; round++)); do
-		for script in "$@"; do all[$script]+="$(pgbench_of "$script" "$clients" 2)"$'\n'; done
+	for script in "$@"; do
+		run_pgbench "$script" "$clients"
+		until [[ -s $work/$script.pid ]]; do sleep 0.05; done
+		pid[$script]=$(<"$work/$script.pid")
+		sleep 1
+		kill -STOP "${pid[$script]}"
+		active[$script]=1000000
 	done
-	for script in "$@"; do took[$script]=$(sed '/^$/d' <<<"${all[$script]}" | median); done
+	for ((round = 0; round < lease_rounds; round++)); do
+		for script in "$@"; do
+			begun=${EPOCHREALTIME/./}
+			kill -CONT "${pid[$script]}"
+			sleep 0.5
+			kill -STOP "${pid[$script]}"
+			active[$script]=$((active[$script] + ${EPOCHREALTIME/./} - begun))
+		done
+	done
+	for script in "$@"; do kill -ALRM "${pid[$script]}"; done
+	for script in "$@"; do kill -CONT "${pid[$script]}"; done
+	wait
+	for script in "$@"; do
+		count=$(sed -nE 's/^number of transactions actually processed: ([0-9]+).*/\1/p' "$work/$script.out")
+		took[$script]=$((count * 1000000 / active[$script]))
+		rm -f "$work/$script.pid" "$work/$script.out"
+	done
 }
 
 # percentile_beside PART SCRIPT RATE OTHERS: the percentile (0.99; 1 for the longest) of what one client takes
