@@ -277,10 +277,11 @@ run_pgbench() {
 # of half a second: new ones would first map shared memory and fill their caches, and the disk has its moods.
 interleaved() {
 	local clients=$1 round script begun count
-	local -A pid=() active=()
+	local -A runner=() pid=() active=()
 	shift
 	for script in "$@"; do
 		run_pgbench "$script" "$clients"
+		runner[$script]=$!
 		until [[ -s $work/$script.pid ]]; do sleep 0.05; done
 		pid[$script]=$(<"$work/$script.pid")
 		sleep 1
@@ -297,7 +298,11 @@ interleaved() {
 		done
 	done
 	for script in "$@"; do kill -ALRM "${pid[$script]}"; done
-	for script in "$@"; do kill -CONT "${pid[$script]}"; done
+	# Who started it has stopped with it, where that is another process.
+	for script in "$@"; do
+		kill -CONT "${pid[$script]}"
+		pkill -CONT -P "${runner[$script]}" || true
+	done
 	wait
 	for script in "$@"; do
 		count=$(sed -nE 's/^number of transactions actually processed: ([0-9]+).*/\1/p' "$work/$script.out")
