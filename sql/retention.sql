@@ -502,17 +502,19 @@ CREATE PROCEDURE op_compact()
 AS $$
 DECLARE
   part bigint;
+  patience timestamptz;
 BEGIN
   FOR part IN SELECT r.from_seq FROM coord.op_range r ORDER BY r.from_seq LOOP
     PERFORM coord.op_compaction_begin(part);
     COMMIT;
-    -- What is in the way is mostly the short transaction of another session, or of a peer.
-    FOR attempt IN 1..100 LOOP
-      EXIT WHEN NOT EXISTS (SELECT FROM coord.op_compaction c WHERE c.from_seq OPERATOR(pg_catalog.=) part AND c.replacement IS NOT NULL);
+    -- What is in the way is mostly the short transaction of another session, or of a peer; or the worker, which then
+    -- has done it.
+    patience := pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) '10 s'::pg_catalog.interval;
+    WHILE EXISTS (SELECT FROM coord.op_compaction c WHERE c.from_seq OPERATOR(pg_catalog.=) part AND c.replacement IS NOT NULL) LOOP
       BEGIN
         PERFORM coord.op_compaction_end(part);
-      EXCEPTION WHEN lock_not_available THEN
-        IF attempt OPERATOR(pg_catalog.=) 100 THEN
+      EXCEPTION WHEN lock_not_available OR no_data_found THEN
+        IF pg_catalog.clock_timestamp() OPERATOR(pg_catalog.>) patience THEN
           RAISE;
         END IF;
         PERFORM pg_catalog.pg_sleep(0.1);

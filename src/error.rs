@@ -399,7 +399,7 @@ pub fn index_unsupported(table: &str, index: &str) -> Error {
         SqlState::FeatureNotSupported,
         format!("index \"{index}\" is not supported on table \"{table}\""),
     )
-    .detail("It is of expressions, or of a part of the rows.")
+    .detail("It is of expressions or of a part of the rows, or excludes.")
     .hint("Drop it, or make one of columns.")
 }
 

@@ -5,7 +5,7 @@
 //! and as catalogs are changed (src/backend/catalog/indexing.c): the tables have no triggers, or whoever
 //! writes does what these do, and the values that are written keep their constraints.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ffi::{CStr, c_int};
 
 use pgrx::itemptr::{item_pointer_get_block_number_no_check, item_pointer_set_all};
@@ -24,6 +24,8 @@ thread_local! {
     /// Oids of relations of schema `coord` that were asked for: one access by name costs two look-ups in
     /// the system's caches, and a grant needs half a dozen.
     static OIDS: RefCell<Vec<(&'static CStr, pg_sys::Oid)>> = const { RefCell::new(Vec::new()) };
+    /// How often rows were found at their roots.
+    static USES: Cell<u32> = const { Cell::new(0) };
 }
 
 /// Called from `_PG_init`.
@@ -101,14 +103,14 @@ pub struct Root {
     pub buffer: pg_sys::Buffer,
 }
 
-/// Which version of a row it is: what it says does not change any more. Two of one transaction lie at different
-/// positions of a file.
+/// Which version of a row it is: what it says does not change any more, unless a column is added.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Version {
     file: pg_sys::Oid,
     position: Position,
-    /// The transaction that wrote it.
+    /// The transaction that wrote it, and by which of its commands.
     xmin: pg_sys::TransactionId,
+    command: pg_sys::CommandId,
 }
 
 /// What the column of a row is to be, by its number from 1.
@@ -220,6 +222,18 @@ impl Table {
         Self { relation, access }
     }
 
+    /// Opens a table unless somebody has it locked against that.
+    pub fn open_at_once(name: &'static CStr, access: Access) -> Option<Self> {
+        let oid = relation_oid(name);
+        // SAFETY: as above; the lock is what the table is opened under.
+        unsafe {
+            pg_sys::ConditionalLockRelationOid(oid, access.lock()).then(|| Self {
+                relation: pg_sys::table_open(oid, pg_sys::NoLock.cast_signed()),
+                access,
+            })
+        }
+    }
+
     /// Closes a table that nothing was written to after all: its lock need not stay.
     pub fn close_unchanged(self) {
         // SAFETY: opened once, with this lock, and not closed again below.
@@ -309,14 +323,15 @@ impl Table {
         let Root { position, buffer } = root;
         let mut tuple = position.tuple();
         let mut found = pg_sys::HeapTupleData::default();
-        // SAFETY: the buffer was one of a page once, and is pinned only if it has that of this table; the row is
-        // copied before its page is given back.
+        // SAFETY: the buffer is one that a page was read into, and is pinned only if it has that of this table; the
+        // row is copied before its page is given back.
         unsafe {
             let block = item_pointer_get_block_number_no_check(tuple);
             let fork = pg_sys::ForkNumber::MAIN_FORKNUM;
             if !pg_sys::ReadRecentBuffer(self.locator(), fork, block, buffer) {
                 return None;
             }
+            self.count_use(block);
             self.make_room(buffer);
             pg_sys::LockBuffer(buffer, pg_sys::BUFFER_LOCK_SHARE.cast_signed());
             let is_there = pg_sys::heap_hot_search_buffer(
@@ -337,8 +352,23 @@ impl Table {
         }
     }
 
+    /// A page that is found by its buffer is not counted as used (src/backend/storage/buffer/bufmgr.c), and would be
+    /// evicted however often that is: now and then it is read as any other.
+    ///
+    /// # Safety
+    /// The block is there.
+    unsafe fn count_use(&self, block: pg_sys::BlockNumber) {
+        const EACH: u32 = 32;
+        let uses = USES.replace(USES.get().wrapping_add(1));
+        if uses.is_multiple_of(EACH) {
+            // SAFETY: as promised by the caller.
+            unsafe { pg_sys::ReleaseBuffer(pg_sys::ReadBuffer(self.relation, block)) };
+        }
+    }
+
     /// Clears away versions that nobody sees any more, as every look by an index does, but not for each of them: a
-    /// table that keeps a part of its pages free is looked through as soon as there is one.
+    /// table that keeps a part of its pages free would be looked through as soon as there is one. An eighth is room for
+    /// some more of any row that is written this way.
     ///
     /// # Safety
     /// The buffer is pinned, and holds a page of this table.
@@ -437,7 +467,7 @@ impl Table {
         // SAFETY: the tuple is of this table's form.
         unsafe {
             pg_sys::CatalogTupleInsertWithInfo(self.relation, tuple, &raw mut none);
-            self.enter_in_indexes(tuple);
+            self.enter_in_indexes(tuple, Entered::InAll);
         }
     }
 
@@ -541,10 +571,29 @@ impl Table {
             pg_sys::CatalogTupleUpdateWithInfo(self.relation, before, tuple, &raw mut none);
             let flags = u32::from((*(*tuple).t_data).t_infomask2);
             if flags & pg_sys::HEAP_ONLY_TUPLE == 0 {
-                self.enter_in_indexes(tuple);
+                self.enter_in_indexes(tuple, Entered::InAll);
+            } else if self.is_summarized() {
+                self.enter_in_indexes(tuple, Entered::InSummaries);
             }
         }
         self.make_visible();
+    }
+
+    /// Whether it has indexes, as BRIN ones, that have to hear also of what is found by the entry of an older version.
+    #[cfg(not(feature = "pg15"))]
+    fn is_summarized(&self) -> bool {
+        use pg_sys::IndexAttrBitmapKind::INDEX_ATTR_BITMAP_SUMMARIZED;
+        // SAFETY: the relation is open.
+        unsafe {
+            !pg_sys::RelationGetIndexAttrBitmap(self.relation, INDEX_ATTR_BITMAP_SUMMARIZED)
+                .is_null()
+        }
+    }
+
+    /// They keep an update from being found by the entry of the older version.
+    #[cfg(feature = "pg15")]
+    fn is_summarized(&self) -> bool {
+        false
     }
 
     /// As catalogs do it (CatalogIndexInsert of src/backend/catalog/indexing.c), which open the indexes before they
@@ -552,7 +601,7 @@ impl Table {
     ///
     /// # Safety
     /// The tuple was written to this table.
-    unsafe fn enter_in_indexes(&self, tuple: pg_sys::HeapTuple) {
+    unsafe fn enter_in_indexes(&self, tuple: pg_sys::HeapTuple, entered: Entered) {
         let mut values = [pg_sys::Datum::null(); pg_sys::INDEX_MAX_KEYS as usize];
         let mut nulls = [false; pg_sys::INDEX_MAX_KEYS as usize];
         // SAFETY: as promised by the caller; slot and indexes are closed below, and by an error's end of the transaction.
@@ -569,7 +618,10 @@ impl Table {
             for number in 0..usize::try_from((*opened).ri_NumIndices).unwrap_or(0) {
                 let index = *(*opened).ri_IndexRelationDescs.add(number);
                 let info = *(*opened).ri_IndexRelationInfo.add(number);
-                if !(*info).ii_Expressions.is_null() || !(*info).ii_Predicate.is_null() {
+                if !entered.concerns(&*info) {
+                    continue;
+                }
+                if takes_a_statement(&*info) {
                     raise(error::index_unsupported(
                         &name_of(self.relation),
                         &name_of(index),
@@ -622,6 +674,40 @@ impl Table {
     }
 }
 
+/// Which indexes a version is entered in.
+#[derive(Clone, Copy)]
+enum Entered {
+    InAll,
+    InSummaries,
+}
+
+impl Entered {
+    /// An index that is just being built does not take entries yet.
+    fn concerns(self, index: &pg_sys::IndexInfo) -> bool {
+        index.ii_ReadyForInserts
+            && match self {
+                Self::InAll => true,
+                Self::InSummaries => summarizes(index),
+            }
+    }
+}
+
+#[cfg(not(feature = "pg15"))]
+fn summarizes(index: &pg_sys::IndexInfo) -> bool {
+    index.ii_Summarizing
+}
+
+#[cfg(feature = "pg15")]
+fn summarizes(_index: &pg_sys::IndexInfo) -> bool {
+    false
+}
+
+fn takes_a_statement(index: &pg_sys::IndexInfo) -> bool {
+    !index.ii_Expressions.is_null()
+        || !index.ii_Predicate.is_null()
+        || !index.ii_ExclusionOps.is_null()
+}
+
 /// # Safety
 /// The relation is open.
 unsafe fn name_of(relation: pg_sys::Relation) -> String {
@@ -671,10 +757,12 @@ impl Row<'_> {
     pub fn version(&self) -> Version {
         // SAFETY: a tuple that was read from the table, which says who wrote it.
         unsafe {
+            let header = (*(*self.tuple).t_data).t_choice.t_heap;
             Version {
                 file: self.table.file(),
                 position: Position::of((*self.tuple).t_self),
-                xmin: (*(*self.tuple).t_data).t_choice.t_heap.t_xmin,
+                xmin: header.t_xmin,
+                command: header.t_field3.t_cid,
             }
         }
     }

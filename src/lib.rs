@@ -18,7 +18,6 @@ pub mod lease;
 mod lock;
 pub mod node;
 pub mod oplog;
-
 mod process;
 pub mod retention;
 mod roots;

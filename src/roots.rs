@@ -84,7 +84,7 @@ impl Bucket {
         })
     }
 
-    /// Where all places are taken, one of them is given up, which one being a matter of chance.
+    /// Where all places are taken, one of them is given up: which one depends on where the row lies.
     fn remember(self, root: Root) {
         let is_free = |guess: &&Guess| guess.buffer.load(Ordering::Relaxed) == 0;
         let guess = self.place().or_else(|| self.guesses.iter().find(is_free));
@@ -95,7 +95,7 @@ impl Bucket {
     }
 }
 
-/// The row with these columns, which are those of a unique index: where it was the last time, or by that index.
+/// A row with these columns, which are those of an index: where one was found the last time, or by that index.
 pub fn find<'a>(
     table: &'a Table,
     seen: &Latest,

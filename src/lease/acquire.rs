@@ -1,4 +1,5 @@
-//! Acquiring a lease: judge, queue, take the locks, judge again, grant.
+//! Acquiring a lease: take the locks, judge, grant; or, where others want it too, judge, queue, take the locks, judge
+//! again, grant.
 //!
 //! Whoever is first in the queue of a resource waits for the lease to be released or to expire, then for
 //! the writers in flight; the others wait for the queue, which the lock manager keeps in order.
@@ -114,13 +115,21 @@ pub fn acquire(wish: &Wish) -> Result<Answer> {
 }
 
 /// Mostly nobody else wants the lease, and one look under the locks is enough. None, and nothing has happened, when
-/// it is not so.
+/// it is not so. Waits for nothing: the locks are those that others need.
 fn acquire_at_once(wish: &Wish) -> Result<Option<Grant>> {
+    let Some(leases) = Leases::open_at_once() else {
+        return Ok(None);
+    };
     let mut locks = Locks { held: Vec::new() };
     let queue = Lock::of_queue(wish.resource);
     let has_locks = locks.take_within(queue, Mode::Takeover, Duration::ZERO)
         && take_over_locks(wish, Instant::now(), &mut locks);
-    let grant = if has_locks { take_over(wish)? } else { None };
+    let grant = if has_locks {
+        take_over(wish, leases)?
+    } else {
+        leases.close_unchanged();
+        None
+    };
     match grant {
         Some(_) => locks.keep(),
         None => locks.release_from(0),
@@ -270,7 +279,7 @@ fn wait_in_queue(
                 if let Err(blockers) = wait_for_writers(wish, deadline, locks) {
                     return Ok(Answer::Refused(busy(wish, &blockers)));
                 }
-                if let Some(grant) = take_over(wish)? {
+                if let Some(grant) = take_over(wish, Leases::open(Access::Write))? {
                     return Ok(Answer::Granted(grant));
                 }
                 // Renewed, or granted to somebody else since.
@@ -418,8 +427,7 @@ fn wait_for_end(wish: &Wish, found: &StoredLease, deadline: Instant) {
 }
 
 /// Grants the lease, whose locks are held. None when it is not free, or not any more.
-fn take_over(wish: &Wish) -> Result<Option<Grant>> {
-    let leases = Leases::open(Access::Write);
+fn take_over(wish: &Wish, leases: Leases) -> Result<Option<Grant>> {
     // A new life waits for whoever has the table open for writing, and is seen by whoever comes later.
     let seen = Latest::take();
     let row = leases.find_row(&seen, wish.resource);
@@ -458,6 +466,7 @@ fn take_over(wish: &Wish) -> Result<Option<Grant>> {
             .as_ref()
             .is_some_and(|pinned| pinned.take(now, has_ended).is_err());
     if is_renewed {
+        leases.close_unchanged();
         return Ok(None);
     }
     transaction::at_commit(Effect::Granted {

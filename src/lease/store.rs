@@ -215,6 +215,12 @@ impl Leases {
         }
     }
 
+    /// For writing, unless somebody has the table locked against that.
+    pub fn open_at_once() -> Option<Self> {
+        let table = Table::open_at_once(c"lease", Access::Write)?;
+        Some(Self { table })
+    }
+
     /// Lets others have the table: it was opened for writing, and nothing was written.
     pub fn close_unchanged(self) {
         self.table.close_unchanged();

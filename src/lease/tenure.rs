@@ -78,11 +78,15 @@ pub fn renew(claim: Claim, ttl: i64) -> Outcome<i64> {
     }
 }
 
+/// How long a renewal waits for whoever has the lock of the lease, in milliseconds: an acquirer that only looks who
+/// holds it is done long before.
+const LOOK: i64 = 3;
+
 /// Gives a lease its entry in memory. False when there is no place. While the lock is held as by a writer
 /// nobody can be granted the lease.
 fn load(claim: Claim) -> Outcome<bool> {
     let lock = Lock::of_lease(claim.resource);
-    if !lock.try_take(Mode::Writer) {
+    if !lock.take_within(Mode::Writer, LOOK) {
         return Err(Refusal::BeingGranted);
     }
     let checked = check(Leases::open(Access::Read).load(claim.resource), claim);
@@ -94,7 +98,7 @@ fn load(claim: Claim) -> Outcome<bool> {
 fn renew_in_table(claim: Claim, ttl: i64) -> Outcome<i64> {
     // SAFETY: a plain C string; raises 25006 in a transaction that only reads.
     unsafe { pg_sys::PreventCommandIfReadOnly(c"lease_renew()".as_ptr()) };
-    if !Lock::of_lease(claim.resource).try_take(Mode::Change) {
+    if !Lock::of_lease(claim.resource).take_within(Mode::Change, LOOK) {
         return Err(Refusal::BeingGranted);
     }
     let leases = Leases::open(Access::Write);

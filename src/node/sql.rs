@@ -161,16 +161,16 @@ pub fn confirmed_life(seen: &Latest) -> Result<Option<Life>, Error> {
     let table = Table::open(c"local_node", Access::Read);
     let known = NODE.take();
     let root = known.as_ref().and_then(|known| known.root);
+    let row = root.and_then(|root| table.at(seen, root));
+    let root = row.as_ref().and(root);
     // There is one row: whichever is seen is the one.
-    let row = root
-        .and_then(|root| table.at(seen, root))
-        .or_else(|| table.first(seen));
-    let Some(row) = row else {
+    let Some(row) = row.or_else(|| table.first(seen)) else {
         return Ok(None);
     };
-    let known = known
+    let mut known = known
         .filter(|known| known.version == row.version())
         .unwrap_or_else(|| Known::read(&row));
+    known.root = root.or_else(|| row.root());
     let life = known.life();
     NODE.set(Some(known));
     life.map(Some)
@@ -187,7 +187,7 @@ impl Known {
         // SAFETY: the types are those of sql/node.sql.
         unsafe {
             Self {
-                root: node.root(),
+                root: None,
                 version: node.version(),
                 incarnation: node.get_named(c"incarnation"),
                 actor: node.get_named(c"actor"),
