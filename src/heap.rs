@@ -708,9 +708,11 @@ fn takes_a_statement(index: &pg_sys::IndexInfo) -> bool {
         || !index.ii_ExclusionOps.is_null()
 }
 
+/// What a relation is called, without its schema.
+///
 /// # Safety
 /// The relation is open.
-unsafe fn name_of(relation: pg_sys::Relation) -> String {
+pub unsafe fn name_of(relation: pg_sys::Relation) -> String {
     // SAFETY: as promised by the caller.
     let name = unsafe { CStr::from_ptr((*(*relation).rd_rel).relname.data.as_ptr()) };
     name.to_string_lossy().into_owned()

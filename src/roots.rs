@@ -1,7 +1,6 @@
 //! Where rows were found that are looked for again and again: agents come back to the same lease and the same
 //! conversation. It is kept in shared memory, so one process finds them for all.
 
-use std::ffi::CStr;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
 use pgrx::prelude::*;
@@ -95,17 +94,18 @@ impl Bucket {
     }
 }
 
-/// A row with these columns, which are those of an index: where one was found the last time, or by that index.
+/// A row with these columns: where one was found the last time, or as `look` finds it. Without columns, the one that a
+/// table of one row has.
 pub fn find<'a>(
     table: &'a Table,
     seen: &Latest,
-    index: &'static CStr,
     keys: &[Key],
+    look: impl FnOnce() -> Option<Row<'a>>,
 ) -> Option<Row<'a>> {
     let bucket = Bucket::of(table, keys);
     let guessed = bucket.and_then(|bucket| table.at(seen, bucket.root()?));
     guessed.filter(|row| row.has(keys)).or_else(|| {
-        let row = table.find(seen, index, keys)?;
+        let row = look()?;
         if let Some((bucket, root)) = bucket.zip(row.root()) {
             bucket.remember(root);
         }

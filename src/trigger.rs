@@ -5,7 +5,7 @@ use std::ffi::CStr;
 use pgrx::{FromDatum, pg_sys};
 
 use crate::error;
-use crate::heap::Values;
+use crate::heap::{Values, name_of};
 use crate::varlena::raise;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,11 +79,8 @@ impl Firing<'_> {
     }
 
     pub fn table_name(&self) -> String {
-        // SAFETY: as above; a relation's name ends with a zero byte.
-        unsafe {
-            let name = &raw const (*(*self.data.tg_relation).rd_rel).relname.data;
-            CStr::from_ptr(name.cast()).to_string_lossy().into_owned()
-        }
+        // SAFETY: as above.
+        unsafe { name_of(self.data.tg_relation) }
     }
 
     /// An argument that the trigger was created with; empty when it has fewer.

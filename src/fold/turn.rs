@@ -92,7 +92,8 @@ impl Turns {
 
     fn has_begun(&self, seen: &Latest, scope: &str, conversation_id: &str) -> bool {
         let keys = [Key::Text(1, scope), Key::Text(2, conversation_id)];
-        roots::find(&self.conversation, seen, c"conversation_scope", &keys).is_some()
+        let look = || self.conversation.find(seen, c"conversation_scope", &keys);
+        roots::find(&self.conversation, seen, &keys, look).is_some()
     }
 }
 

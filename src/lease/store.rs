@@ -258,7 +258,9 @@ impl Leases {
     /// The row of a resource, to be replaced.
     pub fn find_row(&self, seen: &Latest, resource: &str) -> Option<Row<'_>> {
         let keys = [heap::Key::Text(RESOURCE_NUMBER, resource)];
-        roots::find(&self.table, seen, INDEX, &keys)
+        roots::find(&self.table, seen, &keys, || {
+            self.table.find(seen, INDEX, &keys)
+        })
     }
 
     /// Resources last granted to a holder and not given back, with their epochs, in order.

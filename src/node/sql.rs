@@ -11,10 +11,10 @@ use super::identity::{self, Hello};
 use super::incarnation::{self, Place};
 use super::peer::{self, PeerOption, PeerOptions};
 use crate::error::{self, Error, bad_argument};
-use crate::heap::{Access, Latest, Root, Row, Table, Version};
-use crate::is_preloaded;
+use crate::heap::{Access, Latest, Row, Table, Version};
 use crate::spi::{self, Session, Value};
 use crate::varlena::{SqlResult, c_string};
+use crate::{is_preloaded, roots};
 
 /// This node as its table has it.
 pub struct LocalNode {
@@ -141,7 +141,6 @@ pub struct Life {
 
 /// A version of this node's row.
 struct Known {
-    root: Option<Root>,
     version: Version,
     incarnation: Option<i64>,
     actor: Option<String>,
@@ -159,18 +158,13 @@ thread_local! {
 /// node; 55000 while the node does not know yet.
 pub fn confirmed_life(seen: &Latest) -> Result<Option<Life>, Error> {
     let table = Table::open(c"local_node", Access::Read);
-    let known = NODE.take();
-    let root = known.as_ref().and_then(|known| known.root);
-    let row = root.and_then(|root| table.at(seen, root));
-    let root = row.as_ref().and(root);
-    // There is one row: whichever is seen is the one.
-    let Some(row) = row.or_else(|| table.first(seen)) else {
+    let Some(row) = roots::find(&table, seen, &[], || table.first(seen)) else {
         return Ok(None);
     };
-    let mut known = known
+    let known = NODE
+        .take()
         .filter(|known| known.version == row.version())
         .unwrap_or_else(|| Known::read(&row));
-    known.root = root.or_else(|| row.root());
     let life = known.life();
     NODE.set(Some(known));
     life.map(Some)
@@ -187,7 +181,6 @@ impl Known {
         // SAFETY: the types are those of sql/node.sql.
         unsafe {
             Self {
-                root: None,
                 version: node.version(),
                 incarnation: node.get_named(c"incarnation"),
                 actor: node.get_named(c"actor"),

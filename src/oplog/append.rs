@@ -62,8 +62,7 @@ impl Log {
     }
 
     /// Appends turns in their order; refuses what no log can have, before anything is written. Returns what each
-    /// was appended as, or None where a partition has somebody else's triggers or
-    /// indexes.
+    /// was appended as, or None where a partition has somebody else's triggers or indexes.
     pub fn append(&self, actor: &str, turns: &[Turn]) -> Result<Option<Vec<Appended>>> {
         let texts: Vec<String> = turns.iter().map(|turn| turn.payload.text()).collect();
         let numbered = (turns.iter().zip(&texts))

@@ -1,5 +1,6 @@
 -- Intents: an effect that must happen once, dispatched under the lease of its agent.
 SET search_path = public, coord;
+SELECT node_init('regress');
 \set SHOW_CONTEXT never
 CREATE FUNCTION at(seconds int) RETURNS void LANGUAGE sql AS $$
   SELECT set_config('coord.clock_offset', (seconds * 1000)::text, false) $$;
