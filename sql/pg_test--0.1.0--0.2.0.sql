@@ -205,6 +205,32 @@ COMMENT ON TABLE lease_history IS 'every grant, release and revocation; kept for
 COMMENT ON COLUMN lease_history.expires_at IS 'as granted; renewals are not recorded';
 COMMENT ON COLUMN lease_history.reason IS 'of a revocation';
 
+-- A row that somebody changes or removes by hand: shared memory knows the grant no more, once that commits.
+CREATE FUNCTION lease_forget(lease_id bigint, epoch bigint) RETURNS void
+  LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'lease_forget_wrapper';
+COMMENT ON FUNCTION lease_forget(bigint, bigint) IS 'once the transaction commits, shared memory knows of no grant of this epoch';
+
+CREATE FUNCTION lease_changed() RETURNS trigger
+  LANGUAGE plpgsql SECURITY DEFINER
+  SET search_path = pg_catalog, coord, pg_temp
+AS $$
+BEGIN
+  IF TG_OP = 'TRUNCATE' THEN
+    PERFORM coord.lease_forget(l.lease_id, l.epoch) FROM coord.lease l;
+  ELSE
+    PERFORM coord.lease_forget(OLD.lease_id, OLD.epoch);
+  END IF;
+  RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION lease_changed() IS 'tells shared memory of rows that are changed or removed by hand';
+
+CREATE TRIGGER lease_changed AFTER DELETE OR UPDATE OF lease_id, epoch, ended, resource ON lease
+  FOR EACH ROW EXECUTE FUNCTION lease_changed();
+CREATE TRIGGER lease_emptied BEFORE TRUNCATE ON lease
+  FOR EACH STATEMENT EXECUTE FUNCTION lease_changed();
+ALTER TABLE lease ENABLE ALWAYS TRIGGER lease_changed, ENABLE ALWAYS TRIGGER lease_emptied;
+
 SELECT pg_catalog.pg_extension_config_dump('lease', '');
 SELECT pg_catalog.pg_extension_config_dump('lease_lease_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('lease_history', '');
@@ -535,7 +561,7 @@ REVOKE ALL ON FUNCTION
   lease_release(text, text, bigint), lease_release_all(text), lease_revoke(text, text),
   lease_current(text), lease_now(), lease_memory_is_open(), lease_expires_at(bigint, bigint, timestamptz, interval, timestamptz),
   lease_lock(text), lease_blocker(text), lease_writers_terminate(text), lease_report_own(text[]),
-  fence(text, bigint), fence_set(text, bigint), fence_guard(), fence_guard_arguments(bytea), fence_refusals(oid),
+  lease_forget(bigint, bigint), lease_changed(), fence(text, bigint), fence_set(text, bigint), fence_guard(), fence_guard_arguments(bytea), fence_refusals(oid),
   table_family(regclass), protect_column_check(regclass, name, regtype[]),
   protect_table(regclass, text, name, name), unprotect_table(regclass) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION

@@ -109,6 +109,20 @@ impl Lock {
         }
     }
 
+    /// Whether this process holds the lock in this very mode.
+    pub fn is_held(self, mode: Mode) -> bool {
+        // SAFETY: the tag outlives the call.
+        #[cfg(any(feature = "pg15", feature = "pg16"))]
+        unsafe {
+            pg_sys::LockHeldByMe(&self.tag(), mode.level())
+        }
+        // SAFETY: as above.
+        #[cfg(not(any(feature = "pg15", feature = "pg16")))]
+        unsafe {
+            pg_sys::LockHeldByMe(&self.tag(), mode.level(), false)
+        }
+    }
+
     /// Takes the lock, until the transaction or the savepoint it is taken in ends. Waits as long as
     /// the settings `lock_timeout` and `statement_timeout` let it.
     pub fn take(self, mode: Mode) {

@@ -2,7 +2,7 @@
 
 use std::ffi::CStr;
 
-use pgrx::{FromDatum, pg_sys};
+use pgrx::{FromDatum, PgTupleDesc, pg_sys};
 
 use crate::error;
 use crate::heap::{Values, name_of};
@@ -103,10 +103,12 @@ impl Firing<'_> {
     }
 
     /// The number of a column, from 1.
-    pub fn column_number(&self, name: &CStr) -> Option<i32> {
-        // SAFETY: looks the name up in the columns of the relation.
-        let number = unsafe { pg_sys::SPI_fnumber(self.columns(), name.as_ptr()) };
-        (number > 0).then_some(number)
+    pub fn column_number(&self, name: &str) -> Option<i32> {
+        // SAFETY: the columns are there as long as the relation is open.
+        let columns = unsafe { PgTupleDesc::from_pg_unchecked(self.columns()) };
+        let mut numbered = columns.iter().zip(1..);
+        let found = numbered.find(|(column, _)| column.name() == name && !column.is_dropped());
+        found.map(|(_, number)| number)
     }
 
     /// # Safety
@@ -115,7 +117,7 @@ impl Firing<'_> {
         let mut is_null = false;
         // SAFETY: as promised by the caller.
         unsafe {
-            let datum = pg_sys::SPI_getbinval(row, self.columns(), number, &raw mut is_null);
+            let datum = pg_sys::heap_getattr(row, number, self.columns(), &mut is_null);
             T::from_datum(datum, is_null)
         }
     }

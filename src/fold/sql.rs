@@ -69,8 +69,8 @@ fn row(firing: &Firing, table: &str, row: pg_sys::HeapTuple) -> Digest {
     // SAFETY: the columns of these names are a text and a stamp in each table of the fold.
     let (op_id, stamp) = unsafe {
         (
-            firing.value::<&str>(row, number(c"op_id")),
-            firing.value::<i64>(row, number(c"hlc")),
+            firing.value::<&str>(row, number("op_id")),
+            firing.value::<i64>(row, number("hlc")),
         )
     };
     match (op_id, stamp) {

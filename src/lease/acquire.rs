@@ -13,7 +13,7 @@ use pgrx::pg_sys;
 
 use super::grant::{self, Decision, Lease, Request};
 use super::history::{self, Event};
-use super::memory::{self, Known};
+use super::memory;
 use super::report::Elsewhere;
 use super::store::{self, Leases, StoredLease};
 use super::transaction::{self, Effect};
@@ -442,15 +442,9 @@ fn take_over(wish: &Wish, leases: Leases) -> Result<Option<Grant>> {
         return Ok(None);
     };
     warn_of_earlier_writes();
-    let known = found.as_ref().map_or_else(
-        || Known {
-            key: leases.new_key(),
-            epoch: 0,
-            expires_at: 0,
-            ttl: 0,
-        },
-        StoredLease::known,
-    );
+    let key = found
+        .as_ref()
+        .map_or_else(|| leases.new_key(), |found| found.key);
     let lease = Lease {
         holder: wish.request.holder.to_owned(),
         epoch,
@@ -458,10 +452,12 @@ fn take_over(wish: &Wish, leases: Leases) -> Result<Option<Grant>> {
         request: wish.request.id,
         ended: None,
     };
-    let pinned = memory::pin(known);
+    // What an earlier takeover of this transaction has found in memory, or written to the table, is no concern of this one.
+    let has_taken = transaction::has_taken(key);
+    let known = found.as_ref().and_then(StoredLease::known);
+    let pinned = memory::pin(key, known.filter(|_| !has_taken));
     let has_ended = before.is_none_or(|lease| lease.ended.is_some());
-    // What an earlier takeover of this transaction has found in memory is no concern of this one.
-    let is_renewed = !transaction::has_taken(known.key)
+    let is_renewed = !has_taken
         && pinned
             .as_ref()
             .is_some_and(|pinned| pinned.take(now, has_ended).is_err());
@@ -470,21 +466,13 @@ fn take_over(wish: &Wish, leases: Leases) -> Result<Option<Grant>> {
         return Ok(None);
     }
     transaction::at_commit(Effect::Granted {
-        key: known.key,
+        key,
         pinned,
         epoch,
         expires_at: lease.expires_at,
         ttl: wish.ttl,
     });
-    transaction::forget_admission(wish.resource);
-    leases.store_grant(
-        row.as_ref(),
-        wish.resource,
-        known.key,
-        &lease,
-        wish.ttl,
-        now,
-    );
+    leases.store_grant(row.as_ref(), wish.resource, key, &lease, wish.ttl, now);
     let event = Event::Granted {
         expires_at: lease.expires_at,
     };

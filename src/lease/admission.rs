@@ -1,59 +1,84 @@
-//! Admission of a write: the lease's lock first, then a look with the latest snapshot.
+//! Admission of a write: the lease's lock first, then a look at what is true now, whatever snapshot the transaction has.
 //!
-//! While the lock is held nobody else can be granted the lease, so the epoch that was found stays the
-//! current one until the transaction ends, or the savepoint after which the lock was taken is rolled
-//! back. Only the expiry is looked at again with every write.
+//! While the lock is held nobody else can be granted the lease, so what was found stays true but for its expiry and its
+//! end, until the transaction ends, or the savepoint after which the lock was taken is rolled back. Both are looked at
+//! again with every write.
+//!
+//! Shared memory is looked at first, and its yes is enough: whoever grants or ends a lease tells its entry between the
+//! moment the commit is seen and the one its locks are released, so an entry that has an epoch has the current one.
+//! Everything else the table has to say, also of what this transaction itself has changed.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
 
 use super::grant::{self, Stale};
+use super::memory::{self, Key};
 use super::store::{self, Leases, StoredLease};
 use super::transaction;
 use crate::error::{self, Error, Result};
 use crate::heap::Access;
 use crate::lock::{self, Lock, Mode};
 
+/// Entries that a process remembers the leases of.
+const MOST_KEYS: usize = 1_024;
+
+thread_local! {
+    /// By resource, as the table last had them. Only a guess: the row may have been removed since, by hand or by a
+    /// rollback, which its entry knows.
+    static KEYS: RefCell<HashMap<String, Key>> = RefCell::new(HashMap::new());
+}
+
 /// Passes while the epoch is current and not expired, and keeps others from being granted the lease
 /// until the transaction ends. 23514 otherwise.
 pub fn admit(resource: &str, epoch: i64) -> Result<()> {
-    let passes = transaction::with_admitted(resource, |found| {
-        if !found.refresh_from_memory() {
-            return None;
-        }
-        grant::check_token(Some(&found.lease), epoch, store::now()).ok()
-    });
-    match passes {
-        Some(()) => Ok(()),
-        None => admit_anew(resource, epoch),
-    }
-}
-
-/// As [`admit`], for what was not looked at before, has been changed by this transaction, has its expiry
-/// in the table alone, or was refused by what was seen before.
-fn admit_anew(resource: &str, epoch: i64) -> Result<()> {
     lock_for_writing(resource);
-    let found = Leases::open(Access::Read).find(resource);
-    let checked = grant::check_token(
-        found.as_ref().map(|found| &found.lease),
-        epoch,
-        store::now(),
-    );
-    let refusal = checked
-        .err()
-        .map(|stale| refusal(resource, epoch, found.as_ref(), stale));
-    transaction::admitted(resource, found);
-    refusal.map_or(Ok(()), Err)
+    if is_current_by_memory(resource, epoch) {
+        Ok(())
+    } else {
+        admit_by_table(resource, epoch)
+    }
 }
 
 /// A bulk write under many leases takes one lock instead of filling the lock table.
 fn lock_for_writing(resource: &str) {
-    if transaction::is_locked(resource) {
+    let lock = Lock::of_lease(resource);
+    if transaction::holds_every_lease() || lock.is_held(Mode::Writer) {
         return;
     }
-    if transaction::count_admitted() < lock::MOST_LEASES {
-        Lock::of_lease(resource).take(Mode::Writer);
+    if transaction::locked() < lock::MOST_LEASES {
+        lock.take(Mode::Writer);
+        transaction::count_locked();
     } else {
         Lock::OF_EVERY_LEASE.take(Mode::WriterOfAny);
         transaction::hold_every_lease();
     }
+}
+
+fn is_current_by_memory(resource: &str, epoch: i64) -> bool {
+    let key = KEYS.with_borrow(|keys| keys.get(resource).copied());
+    let expires_at = key.and_then(|key| memory::expires_at(key, epoch));
+    expires_at.is_some_and(|expires_at| grant::is_before_expiry(store::now(), expires_at))
+        && !transaction::has_changed_leases()
+}
+
+fn admit_by_table(resource: &str, epoch: i64) -> Result<()> {
+    // With its entry, which the next look goes by.
+    let found = Leases::open(Access::Read).load(resource);
+    if let Some(found) = &found {
+        remember(resource, found.key);
+    }
+    let lease = found.as_ref().map(|found| &found.lease);
+    grant::check_token(lease, epoch, store::now())
+        .map_err(|stale| refusal(resource, epoch, found.as_ref(), stale))
+}
+
+fn remember(resource: &str, key: Key) {
+    KEYS.with_borrow_mut(|keys| {
+        if keys.len() >= MOST_KEYS {
+            keys.clear();
+        }
+        keys.insert(resource.to_owned(), key);
+    });
 }
 
 fn refusal(resource: &str, claimed: i64, found: Option<&StoredLease>, stale: Stale) -> Error {

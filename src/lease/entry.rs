@@ -23,10 +23,9 @@ pub struct Key {
     pub lease_id: i64,
 }
 
-/// What the table knows of a lease.
+/// What the table knows of a grant that has not been ended, expired or not.
 #[derive(Clone, Copy, Debug)]
 pub struct Known {
-    pub key: Key,
     pub epoch: i64,
     pub expires_at: i64,
     pub ttl: i64,

@@ -42,12 +42,16 @@ pub enum Standing {
     Free(Ended),
 }
 
+/// At the very moment of its expiry a lease is no longer held.
+pub fn is_before_expiry(now: i64, expires_at: i64) -> bool {
+    now < expires_at
+}
+
 impl Lease {
-    /// At the very moment of its expiry a lease is no longer held.
     pub fn standing(&self, now: i64) -> Standing {
         match self.ended {
             Some(ended) => Standing::Free(ended),
-            None if now < self.expires_at => Standing::Held,
+            None if is_before_expiry(now, self.expires_at) => Standing::Held,
             None => Standing::Expired,
         }
     }

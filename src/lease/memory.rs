@@ -314,6 +314,18 @@ pub fn renew(key: Key, epoch: i64, expires_at: i64, ttl: i64) -> Option<Renewal>
     Some(renewal)
 }
 
+/// The grant of this epoch has ended, and that has committed: allocates nothing and cannot fail.
+pub fn end(key: Key, epoch: i64) {
+    if header().is_none() {
+        return;
+    }
+    let _shared = LOCK.share();
+    if let Some(entry) = find(key) {
+        entry.end(epoch);
+        set_latch(entry.waiter());
+    }
+}
+
 /// An entry that stays until this is dropped.
 pub struct Pinned {
     entry: &'static Entry,
@@ -332,25 +344,28 @@ impl Drop for Pinned {
     }
 }
 
-/// The entry of a lease. What the table knows makes it if there is none, and corrects one that is of
-/// another epoch. None when memory is not open or has no place. The caller keeps takeovers of the lease
-/// out from before it looked at the table.
-pub fn pin(known: Known) -> Option<Pinned> {
+/// The entry of a lease, made if there is none. What the table knows corrects one that is of another epoch; where it
+/// knows of no grant, or of one that has ended, the entry must not say otherwise, and a new one says nothing. None when
+/// memory is not open or has no place. The caller keeps takeovers of the lease out from before it looked at the table.
+pub fn pin(key: Key, known: Option<Known>) -> Option<Pinned> {
     header()?;
+    let is_right = |entry: &Entry| known.is_none_or(|known| entry.is_current(known.epoch));
     {
         let _shared = LOCK.share();
-        if !is_open(known.key.relation) {
+        if !is_open(key.relation) {
             return None;
         }
-        if let Some(entry) = find(known.key)
-            && entry.is_current(known.epoch)
+        if let Some(entry) = find(key)
+            && is_right(entry)
         {
             return Some(Pinned::new(entry));
         }
     }
     let _alone = LOCK.exclusive();
-    let entry = find_or_make(known.key)?;
-    if !entry.is_current(known.epoch) {
+    let entry = find_or_make(key)?;
+    if let Some(known) = known
+        && !entry.is_current(known.epoch)
+    {
         entry.set(known);
     }
     Some(Pinned::new(entry))

@@ -170,9 +170,9 @@ impl Write<'_> {
     }
 
     fn column_number(&self, name: &str) -> Result<i32> {
-        let missing = || error::fence_column_missing(&self.firing.table_name(), name);
-        let c_name = std::ffi::CString::new(name).map_err(|_| missing())?;
-        self.firing.column_number(&c_name).ok_or_else(missing)
+        self.firing
+            .column_number(name)
+            .ok_or_else(|| error::fence_column_missing(&self.firing.table_name(), name))
     }
 }
 

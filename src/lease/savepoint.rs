@@ -10,11 +10,13 @@ pub struct Remembered<T> {
     values: Vec<(Level, T)>,
 }
 
-impl<T> Remembered<T> {
-    pub const fn new() -> Self {
+impl<T> Default for Remembered<T> {
+    fn default() -> Self {
         Self { values: Vec::new() }
     }
+}
 
+impl<T> Remembered<T> {
     pub fn push(&mut self, level: Level, value: T) {
         self.values.push((level, value));
     }
@@ -65,7 +67,7 @@ mod tests {
 
     #[test]
     fn rolling_back_undoes_the_latest_first() {
-        let mut remembered = Remembered::new();
+        let mut remembered = Remembered::default();
         remembered.push(1, "outside");
         remembered.push(2, "first");
         remembered.push(2, "second");
@@ -78,7 +80,7 @@ mod tests {
 
     #[test]
     fn what_was_released_is_undone_with_the_savepoint_around_it() {
-        let mut remembered = Remembered::new();
+        let mut remembered = Remembered::default();
         remembered.push(2, "around");
         remembered.push(3, "inside");
         remembered.subtransaction_committed(3, 2);
@@ -89,7 +91,7 @@ mod tests {
 
     #[test]
     fn a_savepoint_rolled_back_leaves_what_came_before_and_after() {
-        let mut remembered = Remembered::new();
+        let mut remembered = Remembered::default();
         remembered.push(1, "before");
         remembered.push(2, "undone");
         remembered.subtransaction_aborted(2, |_| ());

@@ -11,12 +11,13 @@ use pgrx::prelude::*;
 use pgrx::{IntoDatum, JsonB, Uuid, pg_sys};
 
 use super::acquire::{self, Answer, Grant, Wish};
+use super::admission;
 use super::grant::{self, Request};
 use super::memory::{self, Key};
 use super::protection::{self, Protection};
 use super::store::{self, Leases};
 use super::tenure::{self, Claim};
-use super::{admission, transaction};
+use super::transaction::{self, Effect};
 use crate::error::{self, Error, bad_argument};
 use crate::heap::{self, Access, Latest};
 use crate::lock::Lock;
@@ -345,6 +346,15 @@ fn lease_expires_at(
         memory: memory.into_inner(),
     };
     Ok(Moment(store::expires_at(key, epoch, stored)))
+}
+
+#[pg_extern(sql = false)]
+fn lease_forget(lease_id: i64, epoch: i64) {
+    let key = Key {
+        relation: heap::relation_oid(c"lease").to_u32(),
+        lease_id,
+    };
+    transaction::at_commit(Effect::Ended { key, epoch });
 }
 
 #[pg_extern(sql = false)]

@@ -8,6 +8,7 @@ use pgrx::{IntoDatum, pg_sys};
 use super::grant::{Ended, Lease, Predecessor, Run, Stored};
 use super::memory::{self, Key, Known};
 use super::report::{Elsewhere, Reported};
+use super::transaction;
 use crate::error::Result;
 use crate::heap::{self, Access, Latest, Row, Table, Version};
 use crate::{guc, node, roots};
@@ -90,22 +91,13 @@ impl StoredLease {
         }
     }
 
-    /// Looks again, in shared memory alone. False when that does not know, and the table has to be asked.
-    pub fn refresh_from_memory(&mut self) -> bool {
-        let known = memory::expires_at(self.key, self.lease.epoch);
-        if let Some(expires_at) = known {
-            self.lease.expires_at = expires_at;
-        }
-        known.is_some()
-    }
-
-    pub fn known(&self) -> Known {
-        Known {
-            key: self.key,
+    /// What an entry is to have of it: a grant that has ended is in the table alone.
+    pub fn known(&self) -> Option<Known> {
+        self.lease.ended.is_none().then_some(Known {
             epoch: self.lease.epoch,
             expires_at: self.lease.expires_at,
             ttl: self.stored.ttl,
-        }
+        })
     }
 }
 
@@ -237,19 +229,24 @@ impl Leases {
         Some(found)
     }
 
-    /// Gives a lease its entry in memory, if there is a place. The caller keeps takeovers out. The grant may
-    /// end, or be renewed in the table, at the same time, so the table is asked again: what it said at first
-    /// must not outlive that.
+    /// The last grant of a resource, which is given its entry in memory if there is a place. The caller keeps takeovers
+    /// out. The grant may end, or be renewed in the table, at the same time, so the table is asked again: what it said at
+    /// first must not outlive that.
     pub fn load(&self, resource: &str) -> Option<StoredLease> {
         let before = self.find(resource)?;
-        let pinned = memory::pin(before.known());
+        // What this transaction has changed itself may never commit.
+        let is_loaded = !transaction::has_changed_leases();
+        let known = before.known().filter(|_| is_loaded);
+        let Some(pinned) = known.and_then(|known| memory::pin(before.key, Some(known))) else {
+            return Some(before);
+        };
         let after = self.find(resource);
         let is_same = after.as_ref().is_some_and(|after| {
             after.stored == before.stored
                 && (after.lease.epoch, after.lease.ended)
                     == (before.lease.epoch, before.lease.ended)
         });
-        if let Some(pinned) = pinned.filter(|_| !is_same) {
+        if !is_same {
             pinned.end(before.lease.epoch);
         }
         after

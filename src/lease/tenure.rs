@@ -105,7 +105,6 @@ fn renew_in_table(claim: Claim, ttl: i64) -> Outcome<i64> {
     let found = check(leases.find(claim.resource), claim)?;
     let expires_at = store::now() + ttl;
     leases.store_expiry(claim.resource, expires_at, ttl);
-    transaction::forget_admission(claim.resource);
     transaction::at_commit(Effect::Renewed {
         key: found.key,
         epoch: claim.epoch,
@@ -156,10 +155,9 @@ pub fn revoke(resource: &str, reason: &str) -> Result<bool> {
 fn end(leases: &Leases, resource: &str, found: &StoredLease, ended: Ended, reason: Option<&str>) {
     let now = store::now();
     transaction::at_commit(Effect::Ended {
-        pinned: memory::pin(found.known()),
+        key: found.key,
         epoch: found.lease.epoch,
     });
-    transaction::forget_admission(resource);
     leases.store_end(resource, ended, now);
     let event = match ended {
         Ended::Released => Event::Released,

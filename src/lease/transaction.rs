@@ -1,5 +1,5 @@
-//! What the current transaction remembers: its tokens, the leases it was admitted to, and the grants
-//! that shared memory is to know of once it has committed.
+//! What the current transaction remembers: its tokens, how many leases it has locked to write under, and what shared
+//! memory is to know of once it has committed.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -9,7 +9,6 @@ use pgrx::prelude::*;
 
 use super::memory::{self, Key, Pinned};
 use super::savepoint::Remembered;
-use super::store::StoredLease;
 use crate::error;
 use crate::varlena;
 
@@ -23,7 +22,7 @@ pub enum Effect {
         ttl: i64,
     },
     Ended {
-        pinned: Option<Pinned>,
+        key: Key,
         epoch: i64,
     },
     Renewed {
@@ -36,66 +35,47 @@ pub enum Effect {
     Recorded(u64),
 }
 
-/// Values by name, forgotten with the savepoint they came after.
-struct Named<T> {
-    latest: HashMap<String, Vec<T>>,
-    names: Remembered<String>,
+/// Tokens by resource, forgotten with the savepoint they came after.
+#[derive(Default)]
+struct Tokens {
+    latest: HashMap<String, Vec<i64>>,
+    resources: Remembered<String>,
 }
 
-impl<T> Named<T> {
-    fn new() -> Self {
-        Self {
-            latest: HashMap::new(),
-            names: Remembered::new(),
-        }
+impl Tokens {
+    fn push(&mut self, resource: &str, epoch: i64) {
+        self.resources.push(level(), resource.to_owned());
+        self.latest
+            .entry(resource.to_owned())
+            .or_default()
+            .push(epoch);
     }
 
-    fn push(&mut self, name: &str, value: T) {
-        self.names.push(level(), name.to_owned());
-        self.latest.entry(name.to_owned()).or_default().push(value);
-    }
-
-    fn get(&mut self, name: &str) -> Option<&mut T> {
-        self.latest.get_mut(name)?.last_mut()
-    }
-
-    fn count(&self) -> usize {
-        self.latest.len()
+    fn get(&self, resource: &str) -> Option<i64> {
+        self.latest.get(resource)?.last().copied()
     }
 
     fn subtransaction_aborted(&mut self, level: u32) {
         let latest = &mut self.latest;
-        self.names.subtransaction_aborted(level, |name| {
-            if let Some(values) = latest.get_mut(&name) {
-                values.pop();
-                if values.is_empty() {
-                    latest.remove(&name);
+        self.resources.subtransaction_aborted(level, |resource| {
+            if let Some(epochs) = latest.get_mut(&resource) {
+                epochs.pop();
+                if epochs.is_empty() {
+                    latest.remove(&resource);
                 }
             }
         });
     }
 }
 
+#[derive(Default)]
 struct Transaction {
-    tokens: Named<i64>,
-    /// Leases whose lock is held, as they were found under it; None after this transaction itself has
-    /// changed the lease.
-    admitted: Named<Option<StoredLease>>,
+    tokens: Tokens,
+    /// One for each lease whose lock was taken to write under it.
+    locked: Remembered<()>,
     holds_every_lease: Remembered<()>,
     effects: Remembered<Effect>,
     has_acquired: bool,
-}
-
-impl Transaction {
-    fn new() -> Self {
-        Self {
-            tokens: Named::new(),
-            admitted: Named::new(),
-            holds_every_lease: Remembered::new(),
-            effects: Remembered::new(),
-            has_acquired: false,
-        }
-    }
 }
 
 thread_local! {
@@ -108,7 +88,7 @@ fn level() -> u32 {
 }
 
 fn with_current<T>(work: impl FnOnce(&mut Transaction) -> T) -> T {
-    CURRENT.with_borrow_mut(|current| work(current.get_or_insert_with(Transaction::new)))
+    CURRENT.with_borrow_mut(|current| work(current.get_or_insert_default()))
 }
 
 pub fn set_token(resource: &str, epoch: i64) {
@@ -116,24 +96,7 @@ pub fn set_token(resource: &str, epoch: i64) {
 }
 
 pub fn token(resource: &str) -> Option<i64> {
-    with_current(|current| current.tokens.get(resource).copied())
-}
-
-/// Looks at a lease this transaction was admitted to before, when it was and has not changed it since.
-pub fn with_admitted<T>(
-    resource: &str,
-    look: impl FnOnce(&mut StoredLease) -> Option<T>,
-) -> Option<T> {
-    with_current(|current| current.admitted.get(resource)?.as_mut().and_then(look))
-}
-
-/// The lock of the lease, or of every lease, is held, and this is what was found under it. A later look
-/// replaces an earlier one, also when it came after a savepoint: the lock is that of the earlier one.
-pub fn admitted(resource: &str, lease: Option<StoredLease>) {
-    with_current(|current| match current.admitted.get(resource) {
-        Some(found @ Some(_)) => *found = lease,
-        _ => current.admitted.push(resource, lease),
-    });
+    with_current(|current| current.tokens.get(resource))
 }
 
 /// Whether this transaction itself was granted the lease at this epoch.
@@ -146,28 +109,26 @@ pub fn has_granted(lease: Key, at: i64) -> bool {
     })
 }
 
-/// This transaction changes the lease itself: what was found before counts no more.
-pub fn forget_admission(resource: &str) {
-    with_current(|current| {
-        if current.admitted.get(resource).is_some() {
-            current.admitted.push(resource, None);
-        }
-    });
+/// Whether this transaction has changed a lease, of which shared memory does not know yet.
+pub fn has_changed_leases() -> bool {
+    with_current(|current| !current.effects.is_empty())
 }
 
-/// Whether the lock of the lease is held by this transaction, by name or with that of every lease.
-pub fn is_locked(resource: &str) -> bool {
-    with_current(|current| {
-        !current.holds_every_lease.is_empty() || current.admitted.get(resource).is_some()
-    })
+/// The lock of one more lease is held, to write under it.
+pub fn count_locked() {
+    with_current(|current| current.locked.push(level(), ()));
 }
 
-pub fn count_admitted() -> usize {
-    with_current(|current| current.admitted.count())
+pub fn locked() -> usize {
+    with_current(|current| current.locked.values().count())
 }
 
 pub fn hold_every_lease() {
     with_current(|current| current.holds_every_lease.push(level(), ()));
+}
+
+pub fn holds_every_lease() -> bool {
+    with_current(|current| !current.holds_every_lease.is_empty())
 }
 
 /// Whether this transaction has taken the lease over already.
@@ -247,11 +208,7 @@ impl Effect {
                     pinned.grant(epoch, expires_at, ttl);
                 }
             }
-            Self::Ended { pinned, epoch } => {
-                if let Some(pinned) = pinned {
-                    pinned.end(epoch);
-                }
-            }
+            Self::Ended { key, epoch } => memory::end(key, epoch),
             Self::Recorded(line) => memory::tell_change(line),
             Self::Renewed {
                 key,
@@ -306,8 +263,10 @@ unsafe extern "C-unwind" fn at_subtransaction_end(
 
 impl Transaction {
     fn committed(&mut self, level: u32, parent: u32) {
-        self.tokens.names.subtransaction_committed(level, parent);
-        self.admitted.names.subtransaction_committed(level, parent);
+        self.tokens
+            .resources
+            .subtransaction_committed(level, parent);
+        self.locked.subtransaction_committed(level, parent);
         self.holds_every_lease
             .subtransaction_committed(level, parent);
         self.effects.subtransaction_committed(level, parent);
@@ -315,7 +274,7 @@ impl Transaction {
 
     fn aborted(&mut self, level: u32) {
         self.tokens.subtransaction_aborted(level);
-        self.admitted.subtransaction_aborted(level);
+        self.locked.subtransaction_aborted(level, |()| ());
         self.holds_every_lease
             .subtransaction_aborted(level, |()| ());
         let mut undone = Vec::new();

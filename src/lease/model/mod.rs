@@ -40,8 +40,12 @@ enum Design {
     WriterTakesNoLock,
     /// A writer takes the lock, then looks with the snapshot that its transaction began with.
     WriterLooksWithItsSnapshot,
-    /// What was found under a lock is remembered when the savepoint, and with it the lock, is gone.
+    /// A lock is believed to be held when the savepoint, and with it the lock, is gone.
     CheckRememberedOverSavepoint,
+    /// A writer believes shared memory also when its own transaction has changed the lease.
+    OwnChangeOverlooked,
+    /// A takeover that is rolled back leaves an entry of the grant before it, which has ended.
+    EntryOfEndedGrant,
     /// A renewal does not look whether the lease is being taken over.
     RenewalIgnoresTakeover,
     /// A takeover grants what it judged before it waited for the lock.
@@ -110,7 +114,6 @@ impl<const CLIENTS: usize> HandOver<CLIENTS> {
                 Action::End(who, Ended::Released),
                 Action::End(who, Ended::Revoked),
                 Action::LockForWriting(who),
-                Action::WriteAgain(who),
             ]),
             Step::Waiting { .. } => actions.push(Action::LockForTakeover(who)),
             Step::Locked { .. } => actions.push(Action::JudgeAgain(who)),
@@ -137,6 +140,7 @@ impl<const CLIENTS: usize> HandOver<CLIENTS> {
 const NO_STALE_WRITE: &str = "after the grant of an epoch no write under a smaller one commits";
 const EPOCHS_GROW: &str = "every committed epoch is above all before it";
 const ONE_HOLDER: &str = "no two clients have been told that they hold the lease now";
+const NO_WRITE_AFTER_END: &str = "after the end of a grant nothing more is written under it";
 const OWN_WRITES: &str = "a write under an epoch is of the client that was granted it";
 
 impl<const CLIENTS: usize> Model for HandOver<CLIENTS> {
@@ -192,6 +196,9 @@ impl<const CLIENTS: usize> Model for HandOver<CLIENTS> {
             }),
             Property::always(OWN_WRITES, |_, state: &Self::State| {
                 state.broken != Some(Broken::WriteOfAnother)
+            }),
+            Property::always(NO_WRITE_AFTER_END, |_, state: &Self::State| {
+                state.broken != Some(Broken::WriteAfterEnd)
             }),
             Property::sometimes("a takeover", |_, state: &Self::State| {
                 stale_clients(state).count() > 0
@@ -415,6 +422,16 @@ fn a_check_remembered_over_a_savepoint_is_caught() {
         ..of_design(Design::CheckRememberedOverSavepoint)
     };
     check_breaks(model, NO_STALE_WRITE);
+}
+
+#[test]
+fn a_write_after_an_end_of_its_own_transaction_is_caught() {
+    check_breaks(of_design(Design::OwnChangeOverlooked), NO_WRITE_AFTER_END);
+}
+
+#[test]
+fn an_entry_of_a_grant_that_has_ended_is_caught() {
+    check_breaks(of_design(Design::EntryOfEndedGrant), NO_WRITE_AFTER_END);
 }
 
 #[test]

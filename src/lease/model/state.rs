@@ -125,8 +125,8 @@ pub struct Transaction {
     pub writer_lock: Option<Level>,
     pub change_lock: Option<Level>,
     pub takeover_lock: Option<Level>,
-    /// What was found under the lock; None once the transaction has changed the lease itself.
-    pub admitted: Vec<(Level, Option<Row>)>,
+    /// Has had the lock of a writer, for the design that believes to have it still.
+    pub was_locked: bool,
     /// Its own versions of the row, and the effects that come with them.
     pub changes: Vec<(Level, (Change, Row))>,
     /// Epochs that it wrote to protected tables under.
@@ -168,12 +168,13 @@ pub struct Client {
     pub transaction: Option<Transaction>,
 }
 
-/// A promise that was broken at a commit.
+/// A promise that was broken, at a commit or, of an end, by a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Broken {
     StaleWrite,
     EpochNotAbove,
     WriteOfAnother,
+    WriteAfterEnd,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -214,12 +215,8 @@ impl<const CLIENTS: usize> State<CLIENTS> {
             .iter_mut()
             .filter_map(|client| client.transaction.as_mut());
         let theirs = transactions.flat_map(|transaction| {
-            let admitted = transaction
-                .admitted
-                .iter_mut()
-                .filter_map(|(_, row)| row.as_mut());
             let changed = transaction.changes.iter_mut().map(|(_, (_, row))| row);
-            admitted.chain(changed).chain(&mut transaction.snapshot)
+            changed.chain(&mut transaction.snapshot)
         });
         let backup = self.backup.iter_mut().flatten();
         self.row.iter_mut().chain(backup).chain(theirs)
@@ -245,12 +242,8 @@ impl<const CLIENTS: usize> State<CLIENTS> {
                 }
                 _ => None,
             };
-            let admitted = transaction
-                .admitted
-                .iter_mut()
-                .filter_map(|(_, row)| row.as_mut());
             let changed = transaction.changes.iter_mut().map(|(_, (_, row))| row);
-            let rows = admitted.chain(changed).chain(&mut transaction.snapshot);
+            let rows = changed.chain(&mut transaction.snapshot);
             rows.map(|row| &mut row.epoch).chain(step)
         });
         let rows = row.iter_mut().chain(backup.iter_mut().flatten());
@@ -384,9 +377,6 @@ impl<const CLIENTS: usize> State<CLIENTS> {
                 transaction.written.hash(&mut hasher);
                 for (level, (change, row)) in &transaction.changes {
                     (level, change, row.epoch, row.expires_in, row.ended).hash(&mut hasher);
-                }
-                for (level, row) in &transaction.admitted {
-                    (level, row.map(|row| (row.epoch, row.expires_in))).hash(&mut hasher);
                 }
             }
             (hasher.finish(), who)

@@ -30,8 +30,6 @@ pub enum Action {
     LockForWriting(Who),
     /// Looks and writes to the protected table, which nobody else sees.
     Write(Who),
-    /// Writes by what the transaction was admitted to before.
-    WriteAgain(Who),
     HoldOn(Who),
     LookForRenewal(Who),
     Renew(Who),
@@ -80,7 +78,6 @@ impl<const CLIENTS: usize> Steps<CLIENTS> {
             Action::End(who, ended) => self.end(who, ended),
             Action::LockForWriting(who) => self.lock_for_writing(who),
             Action::Write(who) => self.write(who),
-            Action::WriteAgain(who) => self.write_again(who),
             Action::HoldOn(who) => self.hold_on(who),
         };
         is_possible.then_some(self.state)
@@ -100,7 +97,7 @@ impl<const CLIENTS: usize> Steps<CLIENTS> {
         transaction.filter(|transaction| transaction.step == step)
     }
 
-    fn others(&self, who: Who) -> impl Iterator<Item = &Transaction> {
+    pub(super) fn others(&self, who: Who) -> impl Iterator<Item = &Transaction> {
         let clients = self.state.clients.iter().enumerate();
         clients
             .filter(move |(other, _)| *other != usize::from(who))
@@ -165,22 +162,30 @@ impl<const CLIENTS: usize> Steps<CLIENTS> {
         self.latest(who).map(|row| self.lease(row))
     }
 
-    /// Memory makes an entry where there is none.
-    pub(super) fn pin(&mut self) -> &mut Entry {
-        let known = self.state.row.map(|row| Entry {
-            epoch: row.epoch,
-            expires_in: ticks(self.lease(row).expires_at),
-            ttl: row.ttl,
+    /// Memory makes an entry where there is none, and corrects one of another epoch by a grant that stands.
+    pub(super) fn pin(&mut self, row: Option<Row>) -> &mut Entry {
+        let takes_ended = self.model.design == Design::EntryOfEndedGrant;
+        let known = row
+            .filter(|row| row.ended.is_none() || takes_ended)
+            .map(|row| Entry {
+                epoch: row.epoch,
+                expires_in: ticks(self.lease(row).expires_at),
+                ttl: row.ttl,
+                is_taken: false,
+            });
+        let entry = self.state.entry.get_or_insert(Entry {
+            epoch: 0,
+            expires_in: 0,
+            ttl: 0,
             is_taken: false,
         });
-        self.state.entry.get_or_insert_with(|| {
-            known.unwrap_or(Entry {
-                epoch: 0,
-                expires_in: 0,
-                ttl: 0,
-                is_taken: false,
-            })
-        })
+        if let Some(known) = known
+            && known.epoch != entry.epoch
+            && !entry.is_taken
+        {
+            *entry = known;
+        }
+        entry
     }
 
     /// The token that a client uses: of the grant in its transaction, else of its last.

@@ -3,7 +3,6 @@
 use super::Design;
 use super::state::{Change, NOW, Row, Step, Ticks, Transaction, Who, name, request};
 use super::steps::Steps;
-use super::writer::put;
 use crate::lease::grant::{self, Decision, Ended};
 use crate::lease::report::Elsewhere;
 
@@ -117,7 +116,7 @@ impl<const CLIENTS: usize> Steps<CLIENTS> {
         let judges = self.model.design != Design::TakeoverJudgesOnce;
         let has_ended = self.look(who).is_none_or(|lease| lease.ended.is_some());
         let ttl = self.model.ttl;
-        let entry = self.pin();
+        let entry = self.pin(self.latest(who));
         // The server compares with the time of the judgement, and so refuses more.
         if judges && !has_ended && NOW < i64::from(entry.expires_in) {
             self.step_back(who);
@@ -141,9 +140,6 @@ impl<const CLIENTS: usize> Steps<CLIENTS> {
             let level = transaction.level();
             transaction.step = Step::Ready;
             transaction.changes.push((level, (change, row)));
-            if !transaction.admitted.is_empty() {
-                put(&mut transaction.admitted, level, None);
-            }
         }
     }
 
@@ -164,7 +160,6 @@ impl<const CLIENTS: usize> Steps<CLIENTS> {
         if !is_allowed {
             return false;
         }
-        self.pin();
         if let Some(transaction) = &mut self.client(who).transaction {
             transaction.change_lock.get_or_insert(transaction.level());
         }
@@ -206,7 +201,7 @@ impl<const CLIENTS: usize> Steps<CLIENTS> {
                 if self.nobody_takes_over(who)
                     && grant::check_claim(claim.as_ref(), name(who), token).is_ok()
                 {
-                    self.pin();
+                    self.pin(self.state.row);
                 }
             }
             Some(entry) if entry.is_taken && !ignores_takeover => {}

@@ -7,7 +7,7 @@ use crate::lease::savepoint::{Level, Remembered};
 
 /// Forgets what belongs to the savepoint, as the transactions of the server do.
 fn forget<T: Clone>(values: &mut Vec<(Level, T)>) -> Vec<T> {
-    let mut remembered = Remembered::new();
+    let mut remembered = Remembered::default();
     for (level, value) in values.iter() {
         remembered.push(*level, value.clone());
     }
@@ -53,9 +53,6 @@ impl<const CLIENTS: usize> Steps<CLIENTS> {
             .changes
             .iter_mut()
             .for_each(|change| up(&mut change.0));
-        if let Some((_, latest)) = transaction.admitted.pop() {
-            transaction.admitted = vec![(TRANSACTION, latest)];
-        }
         transaction
             .written
             .iter_mut()
@@ -84,14 +81,6 @@ impl<const CLIENTS: usize> Steps<CLIENTS> {
             &mut transaction.takeover_lock,
         ] {
             lock.take_if(|level| *level == SAVEPOINT);
-        }
-        if design == Design::CheckRememberedOverSavepoint {
-            transaction
-                .admitted
-                .iter_mut()
-                .for_each(|found| found.0 = TRANSACTION);
-        } else {
-            forget(&mut transaction.admitted);
         }
         forget(&mut transaction.written);
         let undone = forget(&mut transaction.changes);
@@ -151,7 +140,6 @@ impl<const CLIENTS: usize> Steps<CLIENTS> {
             return false;
         }
         transaction.step = Step::Prepared;
-        transaction.admitted.clear();
         true
     }
 
@@ -192,7 +180,7 @@ impl<const CLIENTS: usize> Steps<CLIENTS> {
             transaction.step = Step::Committed;
             // Nothing but the changes and the locks counts any more.
             transaction.has_savepoint = false;
-            transaction.admitted.clear();
+            transaction.was_locked = false;
             transaction.written.clear();
             transaction.snapshot = None;
         } else {
