@@ -1,7 +1,7 @@
 -- Leases with fencing.
 --
 -- Lock order: the queue of a resource, then the lock of every lease, then the lock of the lease, then
--- its expiry in shared memory. Locks are of class "userlock" in pg_locks; `src/lease/lock.rs` says which.
+-- its expiry in shared memory. Locks are of class "userlock" in pg_locks; `src/lock.rs` says which.
 
 CREATE TABLE lease (
   lease_id bigint NOT NULL GENERATED ALWAYS AS IDENTITY UNIQUE,
@@ -57,31 +57,33 @@ COMMENT ON TABLE lease_history IS 'every grant, release and revocation; kept for
 COMMENT ON COLUMN lease_history.expires_at IS 'as granted; renewals are not recorded';
 COMMENT ON COLUMN lease_history.reason IS 'of a revocation';
 
--- A row that somebody changes or removes by hand: shared memory knows the grant no more, once that commits.
-CREATE FUNCTION lease_forget(lease_id bigint, epoch bigint) RETURNS void
-  LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'lease_forget_wrapper';
-COMMENT ON FUNCTION lease_forget(bigint, bigint) IS 'once the transaction commits, shared memory knows of no grant of this epoch';
+CREATE FUNCTION lease_forget() RETURNS void
+  LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'lease_forget_wrapper';
+COMMENT ON FUNCTION lease_forget() IS 'once the transaction commits, shared memory knows of no lease';
 
-CREATE FUNCTION lease_changed() RETURNS trigger
+CREATE FUNCTION lease_keep() RETURNS trigger
   LANGUAGE plpgsql SECURITY DEFINER
   SET search_path = pg_catalog, coord, pg_temp
 AS $$
 BEGIN
   IF TG_OP = 'TRUNCATE' THEN
-    PERFORM coord.lease_forget(l.lease_id, l.epoch) FROM coord.lease l;
-  ELSE
-    PERFORM coord.lease_forget(OLD.lease_id, OLD.epoch);
+    PERFORM coord.lease_forget();
+    RETURN NULL;
   END IF;
-  RETURN NULL;
+  RAISE EXCEPTION USING errcode = '55000', message = format('the row of lease "%s" stays as it is', OLD.resource),
+    detail = 'Epochs grow from the last one; without it, tokens of before would pass again.',
+    hint = 'End the lease with coord.lease_revoke.';
 END
 $$;
-COMMENT ON FUNCTION lease_changed() IS 'tells shared memory of rows that are changed or removed by hand';
+COMMENT ON FUNCTION lease_keep() IS 'raises 55000: no grant is changed or removed by hand; to empty the table is to begin anew';
 
-CREATE TRIGGER lease_changed AFTER DELETE OR UPDATE OF lease_id, epoch, ended, resource ON lease
-  FOR EACH ROW EXECUTE FUNCTION lease_changed();
+CREATE TRIGGER lease_keep BEFORE DELETE OR UPDATE OF lease_id, epoch, ended, resource, holder ON lease
+  FOR EACH ROW EXECUTE FUNCTION lease_keep();
 CREATE TRIGGER lease_emptied BEFORE TRUNCATE ON lease
-  FOR EACH STATEMENT EXECUTE FUNCTION lease_changed();
-ALTER TABLE lease ENABLE ALWAYS TRIGGER lease_changed, ENABLE ALWAYS TRIGGER lease_emptied;
+  FOR EACH STATEMENT EXECUTE FUNCTION lease_keep();
+ALTER TABLE lease ENABLE ALWAYS TRIGGER lease_keep, ENABLE ALWAYS TRIGGER lease_emptied;
+COMMENT ON TRIGGER lease_keep ON lease IS 'also for whoever may do everything';
+COMMENT ON TRIGGER lease_emptied ON lease IS 'shared memory forgets, too';
 
 SELECT pg_catalog.pg_extension_config_dump('lease', '');
 SELECT pg_catalog.pg_extension_config_dump('lease_lease_id_seq', '');
@@ -128,7 +130,7 @@ AS $$
            (extract(epoch FROM coord.lease_now()) * 1000000)::bigint
       FROM coord.lease l
      CROSS JOIN coord.local_node n
-     CROSS JOIN LATERAL coord.lease_expires_at(l.lease_id, l.epoch, l.expires_at, l.ttl, l.memory) e(expires_at)
+     CROSS JOIN LATERAL coord.lease_expires_at(l.resource, l.lease_id, l.epoch, l.expires_at, l.ttl, l.memory) e(expires_at)
      WHERE l.resource = ANY (resources)
        AND NOT EXISTS (SELECT FROM coord.lease_report k
                         WHERE (k.resource, k.node) = (l.resource, n.name)
@@ -193,10 +195,10 @@ CREATE FUNCTION lease_now() RETURNS timestamptz
   LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'lease_now_wrapper';
 COMMENT ON FUNCTION lease_now() IS 'the clock that leases expire by: wall clock at server start, and monotonic from there';
 
-CREATE FUNCTION lease_expires_at(lease_id bigint, epoch bigint, expires_at timestamptz, ttl interval, memory timestamptz)
+CREATE FUNCTION lease_expires_at(resource text, lease_id bigint, epoch bigint, expires_at timestamptz, ttl interval, memory timestamptz)
   RETURNS timestamptz
   LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'lease_expires_at_wrapper';
-COMMENT ON FUNCTION lease_expires_at(bigint, bigint, timestamptz, interval, timestamptz) IS 'when a row of coord.lease expires by what shared memory knows';
+COMMENT ON FUNCTION lease_expires_at(text, bigint, bigint, timestamptz, interval, timestamptz) IS 'when a row of coord.lease expires by what shared memory knows';
 
 CREATE FUNCTION lease_lock(resource text, OUT classid oid, OUT objid oid) RETURNS record
   LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'lease_lock_wrapper';
@@ -232,7 +234,7 @@ CREATE VIEW lease_status AS
                                 OR k.kind = 2 AND k.mode = 'ShareLock')) AS writers,
          l.ended, l.ended_at
     FROM coord.lease l
-   CROSS JOIN LATERAL (SELECT coord.lease_expires_at(l.lease_id, l.epoch, l.expires_at, l.ttl, l.memory) AS expires_at) e
+   CROSS JOIN LATERAL (SELECT coord.lease_expires_at(l.resource, l.lease_id, l.epoch, l.expires_at, l.ttl, l.memory) AS expires_at) e
    CROSS JOIN LATERAL coord.lease_lock(l.resource) t;
 COMMENT ON VIEW lease_status IS 'every lease there ever was: held, expired or free';
 COMMENT ON COLUMN lease_status.holder IS 'of the last grant';
@@ -411,9 +413,9 @@ REVOKE ALL ON FUNCTION
   lease_acquire(text, text, interval, uuid, interval, boolean), lease_try_acquire(text, text, interval, uuid),
   lease_renew(text, text, bigint, interval), lease_renew_all(text, jsonb, interval),
   lease_release(text, text, bigint), lease_release_all(text), lease_revoke(text, text),
-  lease_current(text), lease_now(), lease_memory_is_open(), lease_expires_at(bigint, bigint, timestamptz, interval, timestamptz),
+  lease_current(text), lease_now(), lease_memory_is_open(), lease_expires_at(text, bigint, bigint, timestamptz, interval, timestamptz),
   lease_lock(text), lease_blocker(text), lease_writers_terminate(text), lease_report_own(text[]),
-  lease_forget(bigint, bigint), lease_changed(), fence(text, bigint), fence_set(text, bigint), fence_guard(), fence_guard_arguments(bytea), fence_refusals(oid),
+  lease_forget(), lease_keep(), fence(text, bigint), fence_set(text, bigint), fence_guard(), fence_guard_arguments(bytea), fence_refusals(oid),
   table_family(regclass), protect_column_check(regclass, name, regtype[]),
   protect_table(regclass, text, name, name), unprotect_table(regclass) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION
@@ -424,6 +426,6 @@ GRANT EXECUTE ON FUNCTION
   table_family(regclass), protect_column_check(regclass, name, regtype[]),
   protect_table(regclass, text, name, name), unprotect_table(regclass) TO coord_agent;
 GRANT EXECUTE ON FUNCTION lease_current(text), lease_now(), lease_memory_is_open(), lease_lock(text),
-  lease_expires_at(bigint, bigint, timestamptz, interval, timestamptz),
+  lease_expires_at(text, bigint, bigint, timestamptz, interval, timestamptz),
   fence_guard_arguments(bytea), fence_refusals(oid) TO coord_monitor;
 GRANT SELECT ON lease, lease_history, lease_report, lease_locker, lease_status, protected_table TO coord_monitor;

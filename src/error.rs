@@ -488,7 +488,7 @@ pub fn lease_being_granted(resource: &str) -> Error {
         SqlState::LockNotAvailable,
         format!("lease \"{resource}\" is being granted"),
     )
-    .detail("A transaction that acquires it has not ended.")
+    .detail("A transaction that acquires it, or ends it, is still open.")
     .hint("Try again: the lease is lost once that transaction has committed.")
 }
 

@@ -57,7 +57,7 @@ pub fn register_preloaded() {
     GucRegistry::define_int_guc(
         c"coord.lease_entries",
         c"Number of leases whose expiry is kept in shared memory.",
-        c"Renewals of a lease that finds no place there are written to its table.",
+        c"Renewals of a lease that finds no place there are written to its table, and writes under it look there.",
         &LEASE_ENTRIES,
         64,
         16_777_216,

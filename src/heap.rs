@@ -1,4 +1,4 @@
-//! Rows of our own tables, read and written without SPI: a check of a token is one index lookup, with
+//! Rows of our own tables, read and written without SPI: a look at a lease is one index lookup, with
 //! the latest snapshot at every isolation level and whoever asks.
 //!
 //! As referential integrity (src/backend/utils/adt/ri_triggers.c) this goes past the caller's rights,
@@ -767,6 +767,12 @@ impl Row<'_> {
                 command: header.t_field3.t_cid,
             }
         }
+    }
+
+    /// Whether this transaction has written it.
+    pub fn is_own(&self) -> bool {
+        // SAFETY: a plain question to the transaction in progress.
+        unsafe { pg_sys::TransactionIdIsCurrentTransactionId(self.version().xmin) }
     }
 
     /// Where the row can be found again. None when it has been replaced and cleared away since.

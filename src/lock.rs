@@ -60,7 +60,8 @@ impl Mode {
     }
 }
 
-fn hash(name: &str) -> u64 {
+/// By which a resource is known in shared memory.
+pub fn hash(name: &str) -> u64 {
     hash_extended(name.as_bytes(), 0).cast_unsigned()
 }
 

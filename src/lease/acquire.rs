@@ -304,8 +304,8 @@ fn wait_for_writers(
     if take_over_locks(wish, Instant::now(), locks) {
         return Ok(());
     }
-    // Renewals find the entry however long the wait: to make one they would have to wait as well.
-    Leases::open(Access::Read).load(wish.resource);
+    // Renewals are to find the entry however long the wait: to make one they would have to wait as well.
+    Leases::open(Access::Read).load(wish.resource, 0);
     if wish.terminates_writers {
         terminate_writers(wish.resource);
         deadline = deadline.max(Instant::now() + TERMINATION);
@@ -444,7 +444,7 @@ fn take_over(wish: &Wish, leases: Leases) -> Result<Option<Grant>> {
     warn_of_earlier_writes();
     let key = found
         .as_ref()
-        .map_or_else(|| leases.new_key(), |found| found.key);
+        .map_or_else(|| leases.new_key(wish.resource), |found| found.key);
     let lease = Lease {
         holder: wish.request.holder.to_owned(),
         epoch,
@@ -452,12 +452,12 @@ fn take_over(wish: &Wish, leases: Leases) -> Result<Option<Grant>> {
         request: wish.request.id,
         ended: None,
     };
-    // What an earlier takeover of this transaction has found in memory, or written to the table, is no concern of this one.
-    let has_taken = transaction::has_taken(key);
-    let known = found.as_ref().and_then(StoredLease::known);
-    let pinned = memory::pin(key, known.filter(|_| !has_taken));
+    let known = found.as_ref().zip(row.as_ref());
+    let known = known.and_then(|(found, row)| found.known_to_all(row));
+    let pinned = memory::pin(key, known);
     let has_ended = before.is_none_or(|lease| lease.ended.is_some());
-    let is_renewed = !has_taken
+    // What an earlier takeover of this transaction has found in memory is no concern of this one.
+    let is_renewed = !transaction::has_taken(key)
         && pinned
             .as_ref()
             .is_some_and(|pinned| pinned.take(now, has_ended).is_err());

@@ -4,9 +4,8 @@
 //! end, until the transaction ends, or the savepoint after which the lock was taken is rolled back. Both are looked at
 //! again with every write.
 //!
-//! Shared memory is looked at first, and its yes is enough: whoever grants or ends a lease tells its entry between the
-//! moment the commit is seen and the one its locks are released, so an entry that has an epoch has the current one.
-//! Everything else the table has to say, also of what this transaction itself has changed.
+//! Shared memory is looked at first, and its yes is enough: an entry that has an epoch proves that the grant of that epoch
+//! stands (see `entry`). Everything else the table has to say, also of what this transaction itself has changed.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -16,15 +15,14 @@ use super::memory::{self, Key};
 use super::store::{self, Leases, StoredLease};
 use super::transaction;
 use crate::error::{self, Error, Result};
-use crate::heap::Access;
+use crate::heap::{self, Access};
 use crate::lock::{self, Lock, Mode};
 
-/// Entries that a process remembers the leases of.
+/// How many leases a process remembers the entries of.
 const MOST_KEYS: usize = 1_024;
 
 thread_local! {
-    /// By resource, as the table last had them. Only a guess: the row may have been removed since, by hand or by a
-    /// rollback, which its entry knows.
+    /// By resource, as the table had them when it was last asked.
     static KEYS: RefCell<HashMap<String, Key>> = RefCell::new(HashMap::new());
 }
 
@@ -42,28 +40,29 @@ pub fn admit(resource: &str, epoch: i64) -> Result<()> {
 /// A bulk write under many leases takes one lock instead of filling the lock table.
 fn lock_for_writing(resource: &str) {
     let lock = Lock::of_lease(resource);
-    if transaction::holds_every_lease() || lock.is_held(Mode::Writer) {
+    if lock.is_held(Mode::Writer) {
         return;
     }
     if transaction::locked() < lock::MOST_LEASES {
         lock.take(Mode::Writer);
         transaction::count_locked();
-    } else {
+    } else if !Lock::OF_EVERY_LEASE.is_held(Mode::WriterOfAny) {
         Lock::OF_EVERY_LEASE.take(Mode::WriterOfAny);
-        transaction::hold_every_lease();
     }
 }
 
 fn is_current_by_memory(resource: &str, epoch: i64) -> bool {
     let key = KEYS.with_borrow(|keys| keys.get(resource).copied());
-    let expires_at = key.and_then(|key| memory::expires_at(key, epoch));
-    expires_at.is_some_and(|expires_at| grant::is_before_expiry(store::now(), expires_at))
-        && !transaction::has_changed_leases()
+    // The extension may have been dropped and created again.
+    let table = heap::relation_oid(c"lease").to_u32();
+    key.filter(|key| key.relation == table && !transaction::has_changed(*key))
+        .and_then(|key| memory::expires_at(key, epoch))
+        .is_some_and(|expires_at| grant::is_before_expiry(store::now(), expires_at))
 }
 
 fn admit_by_table(resource: &str, epoch: i64) -> Result<()> {
     // With its entry, which the next look goes by.
-    let found = Leases::open(Access::Read).load(resource);
+    let found = Leases::open(Access::Read).load(resource, 0);
     if let Some(found) = &found {
         remember(resource, found.key);
     }
@@ -74,6 +73,10 @@ fn admit_by_table(resource: &str, epoch: i64) -> Result<()> {
 
 fn remember(resource: &str, key: Key) {
     KEYS.with_borrow_mut(|keys| {
+        if let Some(known) = keys.get_mut(resource) {
+            *known = key;
+            return;
+        }
         if keys.len() >= MOST_KEYS {
             keys.clear();
         }

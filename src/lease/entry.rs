@@ -1,7 +1,11 @@
 //! The entry of a lease in shared memory: until when it is held. A renewal changes nothing else.
 //!
-//! The table is what counts for everything but the expiry, and an entry counts only while it has the
-//! epoch of its row. The expiry and the mark of a takeover lie in one word, and whoever changes them does
+//! What a grant is, the table says; when it expires, its entry. An entry has an epoch only while a committed grant of that
+//! epoch is the last one and has not been ended: whoever grants or ends a lease sees to that before its locks are
+//! released, and whoever makes an entry from the table keeps both out. So a writer, which keeps takeovers out, goes by
+//! the entry alone.
+//!
+//! The expiry and the mark of a takeover lie in one word, and whoever changes them does
 //! so by compare-and-swap: a takeover sets the mark while the lease is expired, and a renewal that comes
 //! later finds the mark and is refused, one that came before is found by the takeover, which judges
 //! again.
@@ -21,6 +25,8 @@ pub struct Key {
     /// The oid of `coord.lease`: another one after DROP EXTENSION and CREATE EXTENSION.
     pub relation: u32,
     pub lease_id: i64,
+    /// Hash of the resource: the numbers begin again when somebody sets their sequence back.
+    pub resource: u64,
 }
 
 /// What the table knows of a grant that has not been ended, expired or not.
@@ -121,6 +127,7 @@ pub struct Entry {
     database: AtomicU32,
     relation: AtomicU32,
     lease_id: AtomicI64,
+    resource: AtomicU64,
     epoch: AtomicI64,
     word: AtomicU64,
     ttl: AtomicI64,
@@ -142,6 +149,7 @@ impl Entry {
         self.is_of_database(database)
             && self.relation.load(Ordering::Acquire) == key.relation
             && self.lease_id.load(Ordering::Acquire) == key.lease_id
+            && self.resource.load(Ordering::Acquire) == key.resource
     }
 
     /// Whether nobody misses it: the table knows all it knows, and nobody has pinned it.
@@ -156,6 +164,7 @@ impl Entry {
     pub fn assign(&self, database: u32, key: Key) {
         self.relation.store(key.relation, Ordering::Release);
         self.lease_id.store(key.lease_id, Ordering::Release);
+        self.resource.store(key.resource, Ordering::Release);
         self.epoch.store(OUTDATED, Ordering::Release);
         self.word.store(0, Ordering::Release);
         self.to_write.store(CLEAN, Ordering::Release);
@@ -249,10 +258,10 @@ impl Entry {
         self.epoch.load(Ordering::Acquire) == epoch || self.word().is_taken()
     }
 
-    /// The expiry, when the entry is of this epoch.
+    /// The expiry, when the entry is of this epoch, whoever claims it.
     pub fn expiry_at(&self, epoch: i64) -> Option<i64> {
         let (word, found) = self.read();
-        (found == epoch).then(|| word.expires_at())
+        (found == epoch && found != OUTDATED).then(|| word.expires_at())
     }
 
     /// What it knows of its lease; None of one that is being taken over.
@@ -426,6 +435,7 @@ mod tests {
     const KEY: Key = Key {
         relation: 7,
         lease_id: 9,
+        resource: 11,
     };
     const RENEWED: Renewal = Renewal::Renewed { is_urgent: false };
 
@@ -478,6 +488,8 @@ mod tests {
         assert!(!entry.is_of(DATABASE, other));
         let other = Key { lease_id: 8, ..KEY };
         assert!(!entry.is_of(DATABASE, other));
+        let other = Key { resource: 8, ..KEY };
+        assert!(!entry.is_of(DATABASE, other));
         assert!(!entry.is_current(0));
         assert_eq!(entry.expiry_at(0), None);
     }
@@ -504,6 +516,7 @@ mod tests {
         assert_eq!(entry.expiry_at(1), Some(100));
         entry.end(1);
         assert_eq!(entry.expiry_at(1), None);
+        assert_eq!(entry.expiry_at(OUTDATED), None);
         assert_eq!(entry.renew(1, 200, 10), Renewal::Superseded);
         assert_eq!(entry.take(50, true), Ok(()));
         entry.grant(2, 150, 10);

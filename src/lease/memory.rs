@@ -1,6 +1,6 @@
 //! The shared memory that keeps the expiry of leases: its entries, and which databases use it.
 //!
-//! What happens to one entry is in `entry`. Here an entry is found, made, and thrown out for another
+//! What an entry proves, and what happens to it, is in `entry`. Here an entry is found, made, and thrown out for another
 //! when the table knows all it knows and nobody has pinned it; that takes the lock exclusively, and
 //! everything else takes it shared.
 
@@ -274,6 +274,14 @@ pub fn open(relation: u32) {
     }
 }
 
+/// The table was emptied, and that has committed: allocates nothing and cannot fail.
+pub fn forget() {
+    if header().is_some() {
+        let _alone = LOCK.exclusive();
+        own_entries().for_each(Entry::outdate);
+    }
+}
+
 /// From here on no renewal stays in memory: when this returns, none is under way.
 pub fn close() {
     let _alone = LOCK.exclusive();
@@ -346,7 +354,8 @@ impl Drop for Pinned {
 
 /// The entry of a lease, made if there is none. What the table knows corrects one that is of another epoch; where it
 /// knows of no grant, or of one that has ended, the entry must not say otherwise, and a new one says nothing. None when
-/// memory is not open or has no place. The caller keeps takeovers of the lease out from before it looked at the table.
+/// memory is not open or has no place. The caller keeps everybody else from changing the lease from before it looked at
+/// the table: an entry of an old look would be believed.
 pub fn pin(key: Key, known: Option<Known>) -> Option<Pinned> {
     header()?;
     let is_right = |entry: &Entry| known.is_none_or(|known| entry.is_current(known.epoch));
@@ -355,10 +364,10 @@ pub fn pin(key: Key, known: Option<Known>) -> Option<Pinned> {
         if !is_open(key.relation) {
             return None;
         }
-        if let Some(entry) = find(key)
-            && is_right(entry)
-        {
-            return Some(Pinned::new(entry));
+        match find(key) {
+            Some(entry) if is_right(entry) => return Some(Pinned::new(entry)),
+            None if !has_place(key) => return None,
+            _ => {}
         }
     }
     let _alone = LOCK.exclusive();
@@ -369,6 +378,12 @@ pub fn pin(key: Key, known: Option<Known>) -> Option<Pinned> {
         entry.set(known);
     }
     Some(Pinned::new(entry))
+}
+
+/// Whether an entry could be made: to ask so first keeps a table that is full from stopping everybody.
+fn has_place(key: Key) -> bool {
+    let mut places = bucket(own_database(), key).iter();
+    places.any(Entry::can_be_replaced)
 }
 
 /// The entry of a lease, made without knowing anything of it if there is none. Under the lock, exclusively.
@@ -403,13 +418,6 @@ impl Pinned {
     /// The takeover was rolled back.
     pub fn give_back(&self) {
         self.entry.give_back();
-        self.wake();
-    }
-
-    /// The grant of this epoch has ended before its time: whoever still goes by this entry is sent to the
-    /// table, a renewal that has looked there before the end included.
-    pub fn end(&self, epoch: i64) {
-        self.entry.end(epoch);
         self.wake();
     }
 

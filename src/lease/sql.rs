@@ -20,7 +20,7 @@ use super::tenure::{self, Claim};
 use super::transaction::{self, Effect};
 use crate::error::{self, Error, bad_argument};
 use crate::heap::{self, Access, Latest};
-use crate::lock::Lock;
+use crate::lock::{self, Lock};
 use crate::varlena::SqlResult;
 
 /// A row of the composite type that a function is declared to return.
@@ -330,6 +330,7 @@ fn lease_now() -> Moment {
 
 #[pg_extern(sql = false)]
 fn lease_expires_at(
+    resource: &str,
     lease_id: i64,
     epoch: i64,
     expires_at: TimestampWithTimeZone,
@@ -339,6 +340,7 @@ fn lease_expires_at(
     let key = Key {
         relation: heap::relation_oid(c"lease").to_u32(),
         lease_id,
+        resource: lock::hash(resource),
     };
     let stored = grant::Stored {
         expires_at: expires_at.into_inner(),
@@ -349,12 +351,8 @@ fn lease_expires_at(
 }
 
 #[pg_extern(sql = false)]
-fn lease_forget(lease_id: i64, epoch: i64) {
-    let key = Key {
-        relation: heap::relation_oid(c"lease").to_u32(),
-        lease_id,
-    };
-    transaction::at_commit(Effect::Ended { key, epoch });
+fn lease_forget() {
+    transaction::at_commit(Effect::Emptied);
 }
 
 #[pg_extern(sql = false)]

@@ -1,16 +1,14 @@
 //! Rows of `coord.lease`, joined with what shared memory knows of their expiry.
 
-use std::cell::RefCell;
-
 use pgrx::prelude::*;
 use pgrx::{IntoDatum, pg_sys};
 
 use super::grant::{Ended, Lease, Predecessor, Run, Stored};
 use super::memory::{self, Key, Known};
 use super::report::{Elsewhere, Reported};
-use super::transaction;
 use crate::error::Result;
-use crate::heap::{self, Access, Latest, Row, Table, Version};
+use crate::heap::{self, Access, Latest, Row, Table};
+use crate::lock::{self, Lock, Mode};
 use crate::{guc, node, roots};
 
 /// The lease clock, which a test may have set ahead or back.
@@ -75,6 +73,7 @@ impl StoredLease {
             let key = Key {
                 relation: row.table_oid(),
                 lease_id: values.get(column::LEASE_ID).unwrap_or_default(),
+                resource: lock::hash(values.get(column::RESOURCE).unwrap_or_default()),
             };
             let epoch = values.get(column::EPOCH).unwrap_or_default();
             Self {
@@ -91,46 +90,20 @@ impl StoredLease {
         }
     }
 
-    /// What an entry is to have of it: a grant that has ended is in the table alone.
-    pub fn known(&self) -> Option<Known> {
-        self.lease.ended.is_none().then_some(Known {
+    /// What an entry is to have of it, as its row says. A grant that has ended is in the table alone, and what this
+    /// transaction has written itself may never commit.
+    pub fn known_to_all(&self, row: &Row) -> Option<Known> {
+        (self.lease.ended.is_none() && !row.is_own()).then_some(Known {
             epoch: self.lease.epoch,
             expires_at: self.lease.expires_at,
             ttl: self.stored.ttl,
         })
     }
-}
 
-/// A version of the row of a lease.
-struct Last {
-    version: Version,
-    resource: String,
-    lease: StoredLease,
-}
-
-thread_local! {
-    /// The one that was looked at last: a writer comes back to its own lease with every row.
-    static LAST: RefCell<Option<Last>> = const { RefCell::new(None) };
-}
-
-impl Last {
-    fn read(row: &Row, resource: &str) -> Self {
-        Self {
-            version: row.version(),
-            resource: resource.to_owned(),
-            lease: StoredLease::read(row),
-        }
-    }
-
-    fn is_of(&self, version: Version, resource: &str) -> bool {
-        self.version == version && self.resource == resource
-    }
-
-    /// Everything is as it was, but for renewals.
-    fn looked_at_again(mut self) -> Self {
-        let StoredLease { lease, key, stored } = &mut self.lease;
-        lease.expires_at = expires_at(*key, lease.epoch, *stored);
-        self
+    fn lacks_entry(&self, row: &Row) -> bool {
+        self.known_to_all(row).is_some()
+            && memory::is_open(self.key.relation)
+            && memory::expires_at(self.key, self.lease.epoch).is_none()
     }
 }
 
@@ -220,36 +193,35 @@ impl Leases {
 
     /// The last grant of a resource, by the latest snapshot.
     pub fn find(&self, resource: &str) -> Option<StoredLease> {
-        let row = self.find_row(&Latest::take(), resource)?;
-        let version = row.version();
-        let last = LAST.take().filter(|last| last.is_of(version, resource));
-        let last = last.map_or_else(|| Last::read(&row, resource), Last::looked_at_again);
-        let found = last.lease.clone();
-        LAST.set(Some(last));
-        Some(found)
+        let seen = Latest::take();
+        self.find_row(&seen, resource)
+            .as_ref()
+            .map(StoredLease::read)
     }
 
-    /// The last grant of a resource, which is given its entry in memory if there is a place. The caller keeps takeovers
-    /// out. The grant may end, or be renewed in the table, at the same time, so the table is asked again: what it said at
-    /// first must not outlive that.
-    pub fn load(&self, resource: &str) -> Option<StoredLease> {
-        let before = self.find(resource)?;
-        // What this transaction has changed itself may never commit.
-        let is_loaded = !transaction::has_changed_leases();
-        let known = before.known().filter(|_| is_loaded);
-        let Some(pinned) = known.and_then(|known| memory::pin(before.key, Some(known))) else {
-            return Some(before);
-        };
-        let after = self.find(resource);
-        let is_same = after.as_ref().is_some_and(|after| {
-            after.stored == before.stored
-                && (after.lease.epoch, after.lease.ended)
-                    == (before.lease.epoch, before.lease.ended)
-        });
-        if !is_same {
-            pinned.end(before.lease.epoch);
+    /// The last grant of a resource. It is given its entry in memory where that is missing, if there is a place and
+    /// nobody else changes the lease, for which this waits up to so many milliseconds.
+    pub fn load(&self, resource: &str, milliseconds: i64) -> Option<StoredLease> {
+        let seen = Latest::take();
+        let row = self.find_row(&seen, resource)?;
+        let found = StoredLease::read(&row);
+        let lock = Lock::of_lease(resource);
+        if !found.lacks_entry(&row) || !lock.take_within(Mode::Change, milliseconds) {
+            return Some(found);
         }
-        after
+        let found = self.make_entry(resource);
+        lock.release(Mode::Change);
+        found
+    }
+
+    /// What was found before the lock was taken counts no more.
+    fn make_entry(&self, resource: &str) -> Option<StoredLease> {
+        let row = self.find_row(&Latest::take(), resource)?;
+        let found = StoredLease::read(&row);
+        if let Some(known) = found.known_to_all(&row) {
+            memory::pin(found.key, Some(known));
+        }
+        Some(found)
     }
 
     /// The row of a resource, to be replaced.
@@ -289,10 +261,11 @@ impl Leases {
     }
 
     /// What a resource that was never granted is known by.
-    pub fn new_key(&self) -> Key {
+    pub fn new_key(&self, resource: &str) -> Key {
         Key {
             relation: self.table.oid(),
             lease_id: heap::next_number(heap::relation_oid(c"lease_lease_id_seq")),
+            resource: lock::hash(resource),
         }
     }
 

@@ -82,16 +82,11 @@ pub fn renew(claim: Claim, ttl: i64) -> Outcome<i64> {
 /// holds it is done long before.
 const LOOK: i64 = 3;
 
-/// Gives a lease its entry in memory. False when there is no place. While the lock is held as by a writer
-/// nobody can be granted the lease.
+/// Gives a lease its entry in memory. False when there is no place, or somebody is changing the lease.
 fn load(claim: Claim) -> Outcome<bool> {
-    let lock = Lock::of_lease(claim.resource);
-    if !lock.take_within(Mode::Writer, LOOK) {
-        return Err(Refusal::BeingGranted);
-    }
-    let checked = check(Leases::open(Access::Read).load(claim.resource), claim);
-    lock.release(Mode::Writer);
-    checked.map(|found| memory::expires_at(found.key, claim.epoch).is_some())
+    let found = Leases::open(Access::Read).load(claim.resource, LOOK);
+    let found = check(found, claim)?;
+    Ok(memory::expires_at(found.key, claim.epoch).is_some())
 }
 
 /// A renewal that is part of the transaction and as durable as it is.

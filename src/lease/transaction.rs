@@ -31,6 +31,8 @@ pub enum Effect {
         expires_at: i64,
         ttl: i64,
     },
+    /// The table of leases was emptied.
+    Emptied,
     /// A line of history, by its position in the table.
     Recorded(u64),
 }
@@ -73,7 +75,6 @@ struct Transaction {
     tokens: Tokens,
     /// One for each lease whose lock was taken to write under it.
     locked: Remembered<()>,
-    holds_every_lease: Remembered<()>,
     effects: Remembered<Effect>,
     has_acquired: bool,
 }
@@ -109,9 +110,9 @@ pub fn has_granted(lease: Key, at: i64) -> bool {
     })
 }
 
-/// Whether this transaction has changed a lease, of which shared memory does not know yet.
-pub fn has_changed_leases() -> bool {
-    with_current(|current| !current.effects.is_empty())
+/// Whether this transaction has changed the lease, of which shared memory does not know yet.
+pub fn has_changed(lease: Key) -> bool {
+    with_current(|current| current.effects.values().any(|effect| effect.is_of(lease)))
 }
 
 /// The lock of one more lease is held, to write under it.
@@ -121,14 +122,6 @@ pub fn count_locked() {
 
 pub fn locked() -> usize {
     with_current(|current| current.locked.values().count())
-}
-
-pub fn hold_every_lease() {
-    with_current(|current| current.holds_every_lease.push(level(), ()));
-}
-
-pub fn holds_every_lease() -> bool {
-    with_current(|current| !current.holds_every_lease.is_empty())
 }
 
 /// Whether this transaction has taken the lease over already.
@@ -209,6 +202,7 @@ impl Effect {
                 }
             }
             Self::Ended { key, epoch } => memory::end(key, epoch),
+            Self::Emptied => memory::forget(),
             Self::Recorded(line) => memory::tell_change(line),
             Self::Renewed {
                 key,
@@ -228,6 +222,16 @@ impl Effect {
         } = self
         {
             pinned.give_back();
+        }
+    }
+
+    fn is_of(&self, lease: Key) -> bool {
+        match self {
+            Self::Granted { key, .. } | Self::Ended { key, .. } | Self::Renewed { key, .. } => {
+                *key == lease
+            }
+            Self::Emptied => true,
+            Self::Recorded(_) => false,
         }
     }
 
@@ -267,16 +271,12 @@ impl Transaction {
             .resources
             .subtransaction_committed(level, parent);
         self.locked.subtransaction_committed(level, parent);
-        self.holds_every_lease
-            .subtransaction_committed(level, parent);
         self.effects.subtransaction_committed(level, parent);
     }
 
     fn aborted(&mut self, level: u32) {
         self.tokens.subtransaction_aborted(level);
         self.locked.subtransaction_aborted(level, |()| ());
-        self.holds_every_lease
-            .subtransaction_aborted(level, |()| ());
         let mut undone = Vec::new();
         self.effects
             .subtransaction_aborted(level, |effect| undone.push(effect));

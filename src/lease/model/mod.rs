@@ -46,6 +46,8 @@ enum Design {
     OwnChangeOverlooked,
     /// A takeover that is rolled back leaves an entry of the grant before it, which has ended.
     EntryOfEndedGrant,
+    /// An entry is made of what was found in the table, without a lock that keeps the end of the grant out.
+    EntryOfOldLook,
     /// A renewal does not look whether the lease is being taken over.
     RenewalIgnoresTakeover,
     /// A takeover grants what it judged before it waited for the lock.
@@ -62,9 +64,9 @@ enum Design {
     /// A takeover undone with a savepoint first lets renewals go on, and only then sees that another
     /// takeover of the same transaction still holds the entry.
     GivesBackWhatItHolds,
-    /// The end of a grant leaves its entry in memory, where a renewal that has already looked at the
-    /// table still succeeds.
-    EndedEntryIsRenewed,
+    /// The end of a grant leaves its entry in memory, where writers find it, and a renewal that has already
+    /// looked at the table.
+    EndUntold,
 }
 
 /// A lease, and what may happen to it.
@@ -119,6 +121,7 @@ impl<const CLIENTS: usize> HandOver<CLIENTS> {
             Step::Locked { .. } => actions.push(Action::JudgeAgain(who)),
             Step::Judged { .. } => actions.push(Action::TakeOver(who)),
             Step::Looking => actions.push(Action::Write(who)),
+            Step::Making => actions.push(Action::MakeEntry(who)),
             Step::HoldingOn => actions.push(Action::HoldOn(who)),
             Step::Committed => actions.push(Action::FinishCommit(who)),
             Step::Prepared => actions.push(Action::Commit(who)),
@@ -435,6 +438,11 @@ fn an_entry_of_a_grant_that_has_ended_is_caught() {
 }
 
 #[test]
+fn an_entry_of_an_old_look_is_caught() {
+    check_breaks(of_design(Design::EntryOfOldLook), NO_WRITE_AFTER_END);
+}
+
+#[test]
 fn a_renewal_during_a_takeover_is_caught() {
     check_breaks(of_design(Design::RenewalIgnoresTakeover), ONE_HOLDER);
 }
@@ -480,6 +488,7 @@ fn a_takeover_given_back_that_goes_on_is_caught() {
 }
 
 #[test]
-fn a_renewal_after_the_end_is_caught() {
-    check_breaks(of_design(Design::EndedEntryIsRenewed), ONE_HOLDER);
+fn an_end_that_memory_is_not_told_is_caught() {
+    check_breaks(of_design(Design::EndUntold), ONE_HOLDER);
+    check_breaks(of_design(Design::EndUntold), NO_WRITE_AFTER_END);
 }

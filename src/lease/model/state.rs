@@ -109,6 +109,8 @@ pub enum Step {
     },
     /// Writes to a protected table: the lock is held, if the design has one.
     Looking,
+    /// Has written by the table, and is about to make an entry of what it found there.
+    Making,
     /// A takeover goes on after another one of the same transaction was given back.
     HoldingOn,
     /// The commit is on disk and seen by others; memory and locks are as before it.
@@ -131,7 +133,7 @@ pub struct Transaction {
     pub changes: Vec<(Level, (Change, Row))>,
     /// Epochs that it wrote to protected tables under.
     pub written: Vec<(Level, i64)>,
-    /// What it saw when it began, for the designs that look there.
+    /// What it saw when it began, or when it looked, for the designs that go by that later.
     pub snapshot: Option<Row>,
 }
 

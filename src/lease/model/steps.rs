@@ -30,6 +30,7 @@ pub enum Action {
     LockForWriting(Who),
     /// Looks and writes to the protected table, which nobody else sees.
     Write(Who),
+    MakeEntry(Who),
     HoldOn(Who),
     LookForRenewal(Who),
     Renew(Who),
@@ -78,6 +79,7 @@ impl<const CLIENTS: usize> Steps<CLIENTS> {
             Action::End(who, ended) => self.end(who, ended),
             Action::LockForWriting(who) => self.lock_for_writing(who),
             Action::Write(who) => self.write(who),
+            Action::MakeEntry(who) => self.make_entry_late(who),
             Action::HoldOn(who) => self.hold_on(who),
         };
         is_possible.then_some(self.state)
@@ -115,6 +117,13 @@ impl<const CLIENTS: usize> Steps<CLIENTS> {
 
     pub(super) fn nobody_takes_over(&self, who: Who) -> bool {
         self.others(who).all(|other| other.takeover_lock.is_none())
+    }
+
+    /// Whether an entry can be made beside all transactions.
+    pub(super) fn nobody_at_all_changes(&self) -> bool {
+        let clients = self.state.clients.iter();
+        let mut transactions = clients.filter_map(|client| client.transaction.as_ref());
+        transactions.all(|own| own.takeover_lock.is_none() && own.change_lock.is_none())
     }
 
     pub(super) fn nobody_changes(&self, who: Who) -> bool {

@@ -193,19 +193,19 @@ impl<const CLIENTS: usize> Steps<CLIENTS> {
         let Some(expires_in) = client.renewal.take() else {
             return false;
         };
-        match &mut self.state.entry {
-            // Loaded while the lock is held as by a writer, and then tried again.
+        let token = client.token;
+        let entry = self.state.entry.as_mut();
+        match entry.filter(|entry| entry.epoch == token) {
+            // Made while the lock is held that changes take, and then tried again.
             None => {
                 let claim = self.state.row.map(|row| self.lease(row));
-                let token = self.state.clients[usize::from(who)].token;
-                if self.nobody_takes_over(who)
+                if self.nobody_at_all_changes()
                     && grant::check_claim(claim.as_ref(), name(who), token).is_ok()
                 {
                     self.pin(self.state.row);
                 }
             }
             Some(entry) if entry.is_taken && !ignores_takeover => {}
-            Some(entry) if entry.epoch != client.token => {}
             Some(entry) => {
                 entry.expires_in = expires_in;
                 entry.ttl = longest;

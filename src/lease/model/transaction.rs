@@ -222,11 +222,10 @@ impl<const CLIENTS: usize> Steps<CLIENTS> {
                 }
                 Change::Ended => {
                     let held = entry.as_mut().filter(|entry| entry.epoch == row.epoch);
-                    if let Some(entry) = held.filter(|entry| !entry.is_taken) {
-                        entry.expires_in = 0;
-                        if self.model.design != Design::EndedEntryIsRenewed {
-                            entry.epoch = 0;
-                        }
+                    if let Some(entry) = held.filter(|entry| !entry.is_taken)
+                        && self.model.design != Design::EndUntold
+                    {
+                        entry.epoch = 0;
                     }
                     self.disregard(row);
                 }

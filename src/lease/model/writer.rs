@@ -35,24 +35,28 @@ impl<const CLIENTS: usize> Steps<CLIENTS> {
         };
         transaction.step = Step::Ready;
         let epoch = self.own_epoch(who);
-        if !self.is_current_by_memory(who, epoch) && !self.is_current_by_table(who, epoch) {
-            // An error undoes the savepoint, and without one the transaction.
-            return self.roll_back_to_savepoint(who) || self.roll_back(who);
+        if !self.is_current_by_memory(who, epoch) {
+            if !self.is_current_by_table(who, epoch) {
+                // An error undoes the savepoint, and without one the transaction.
+                return self.roll_back_to_savepoint(who) || self.roll_back(who);
+            }
+            self.make_entry(who);
         }
         self.note_end(who, epoch);
         self.record_write(who, epoch);
         true
     }
 
+    fn has_changed(&self, who: Who) -> bool {
+        self.transaction_of(who)
+            .is_some_and(|own| !own.changes.is_empty())
+    }
+
     fn is_current_by_memory(&self, who: Who, epoch: i64) -> bool {
-        let design = self.model.design;
-        let has_changed = self
-            .transaction_of(who)
-            .is_some_and(|own| !own.changes.is_empty());
-        let is_believed = match design {
+        let is_believed = match self.model.design {
             Design::OwnChangeOverlooked => true,
             Design::WriterLooksWithItsSnapshot => false,
-            _ => !has_changed,
+            _ => !self.has_changed(who),
         };
         let entry = self.state.entry.filter(|entry| entry.epoch == epoch);
         is_believed
@@ -67,6 +71,31 @@ impl<const CLIENTS: usize> Steps<CLIENTS> {
         };
         let lease = found.map(|row| self.lease(row));
         grant::check_token(lease.as_ref(), epoch, NOW).is_ok()
+    }
+
+    fn make_entry(&mut self, who: Who) {
+        if self.has_changed(who) {
+            return;
+        }
+        let found = self.state.row;
+        if self.model.design != Design::EntryOfOldLook {
+            if self.nobody_changes(who) {
+                self.pin(found);
+            }
+        } else if let Some(transaction) = &mut self.client(who).transaction {
+            transaction.step = Step::Making;
+            transaction.snapshot = found;
+        }
+    }
+
+    pub(super) fn make_entry_late(&mut self, who: Who) -> bool {
+        let Some(transaction) = self.at(who, Step::Making) else {
+            return false;
+        };
+        transaction.step = Step::Ready;
+        let found = transaction.snapshot.take();
+        self.pin(found);
+        true
     }
 
     /// Whoever ends a grant is not done before shared memory has been told, and until then a write may pass.

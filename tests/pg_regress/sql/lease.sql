@@ -262,17 +262,57 @@ PREPARE TRANSACTION 'grant';
 --
 -- Where a row was last seen is a guess: it may have moved, be another's, or be beyond the end
 --
-SELECT epoch FROM lease_acquire('first', 'a', '30 s');
+TRUNCATE lease;
+SET client_min_messages = error;
+DO $$ BEGIN
+  FOR i IN 1..200 LOOP
+    PERFORM coord.lease_acquire('first', 'a', '30 s');
+    PERFORM coord.lease_release('first', 'a', i);
+  END LOOP;
+END $$;
+RESET client_min_messages;
 SELECT epoch FROM lease_acquire('second', 'a', '30 s');
-SELECT fence('second', 1);
-DELETE FROM lease WHERE resource <> 'second';
+SELECT ctid > '(1,0)' AS lies_behind FROM lease WHERE resource = 'second';
+SELECT epoch FROM lease_current('second');
 VACUUM FULL lease;
-SELECT fence('second', 1);
-DELETE FROM lease WHERE resource = 'second';
-SELECT fence('second', 1);
-VACUUM FULL lease;
+SELECT ctid > '(1,0)' AS lies_behind FROM lease WHERE resource = 'second';
+SELECT epoch FROM lease_current('second');
+-- Its place is another's, after it was rolled back and cleared away.
+BEGIN;
+SELECT epoch FROM lease_acquire('undone', 'a', '30 s');
+SELECT ctid AS place FROM lease WHERE resource = 'undone' \gset
+SELECT epoch FROM lease_current('undone');
+ROLLBACK;
+VACUUM (FREEZE) lease;
 SELECT epoch FROM lease_acquire('third', 'a', '30 s');
+SELECT ctid = :'place' AS is_there FROM lease WHERE resource = 'third';
+SELECT lease_current('undone') IS NULL AS is_undone;
+-- Emptied, the table begins anew, and memory with it.
 SELECT fence('second', 1);
+TRUNCATE lease;
+SELECT fence('second', 1);
+SELECT lease_current('third') IS NULL AS is_gone;
+SELECT epoch FROM lease_acquire('third', 'a', '30 s');
+\set SHOW_CONTEXT never
+-- One by one no grant is forgotten.
+DELETE FROM lease WHERE resource = 'third';
+UPDATE lease SET ended = 'revoked' WHERE resource = 'third';
+-- A row that somebody writes by hand is known to nobody once it is rolled back.
+BEGIN;
+INSERT INTO lease (resource, holder, epoch, acquired_at, expires_at, ttl, memory)
+  SELECT 'by hand', 'a', 7, l.acquired_at, l.expires_at, l.ttl, l.memory FROM lease l WHERE l.resource = 'third';
+SELECT fence('by hand', 7);
+ROLLBACK;
+SELECT epoch FROM lease_acquire('by hand', 'a', '30 s');
+SELECT fence('by hand', 7);
+-- A number that is given again is that of another lease.
+TRUNCATE lease RESTART IDENTITY;
+SELECT epoch FROM lease_acquire('third', 'a', '30 s');
+SELECT fence('third', 1);
+TRUNCATE lease RESTART IDENTITY;
+SELECT epoch FROM lease_acquire('another', 'b', '30 s');
+SELECT fence('third', 1);
+SELECT epoch FROM lease_acquire('third', 'a', '30 s');
 SELECT fence('third', 1);
 BEGIN;
 SELECT fence('third', 1);
@@ -321,9 +361,17 @@ CREATE INDEX history_of_granted ON lease_history (resource) WHERE event = 'grant
 SELECT lease_acquire('not indexed', 'a', '30 s');
 DROP INDEX history_of_granted;
 
--- What comes next finds a database without a node.
+-- Created again, the extension knows nothing of the leases of before, nor do the sessions that wrote under them.
+SELECT epoch FROM lease_acquire('again', 'a', '30 s');
+SELECT lease_release('again', 'a', 1);
+SELECT epoch FROM lease_acquire('again', 'a', '30 s');
+SELECT fence('again', 2);
 SET client_min_messages = warning;
 DROP TABLE IF EXISTS account, wrote;
 DROP FUNCTION at, seconds_left;
 DROP EXTENSION pg_test CASCADE;
 CREATE EXTENSION pg_test;
+SELECT epoch FROM lease_acquire('again', 'b', '30 s');
+SELECT fence('again', 2);
+SELECT fence('again', 1);
+-- What comes next finds a database without a node.
