@@ -205,26 +205,9 @@ COMMENT ON TABLE lease_history IS 'every grant, release and revocation; kept for
 COMMENT ON COLUMN lease_history.expires_at IS 'as granted; renewals are not recorded';
 COMMENT ON COLUMN lease_history.reason IS 'of a revocation';
 
-CREATE FUNCTION lease_forget() RETURNS void
-  LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'lease_forget_wrapper';
-COMMENT ON FUNCTION lease_forget() IS 'once the transaction commits, shared memory knows of no lease';
-
 CREATE FUNCTION lease_keep() RETURNS trigger
-  LANGUAGE plpgsql SECURITY DEFINER
-  SET search_path = pg_catalog, coord, pg_temp
-AS $$
-BEGIN
-  IF TG_OP = 'TRUNCATE' THEN
-    PERFORM coord.lease_forget();
-    RETURN NULL;
-  END IF;
-  RAISE EXCEPTION USING errcode = '55000', message = format('the row of lease "%s" stays as it is', OLD.resource),
-    detail = 'Epochs grow from the last one; without it, tokens of before would pass again.',
-    hint = 'End the lease with coord.lease_revoke.';
-END
-$$;
-COMMENT ON FUNCTION lease_keep() IS 'raises 55000: no grant is changed or removed by hand; to empty the table is to begin anew';
-
+  LANGUAGE c AS 'MODULE_PATHNAME', 'lease_keep_wrapper';
+COMMENT ON FUNCTION lease_keep() IS 'raises 55000: no grant is removed or made another by hand; to empty the table is to begin anew';
 CREATE TRIGGER lease_keep BEFORE DELETE OR UPDATE OF lease_id, epoch, ended, resource, holder ON lease
   FOR EACH ROW EXECUTE FUNCTION lease_keep();
 CREATE TRIGGER lease_emptied BEFORE TRUNCATE ON lease
@@ -563,7 +546,7 @@ REVOKE ALL ON FUNCTION
   lease_release(text, text, bigint), lease_release_all(text), lease_revoke(text, text),
   lease_current(text), lease_now(), lease_memory_is_open(), lease_expires_at(text, bigint, bigint, timestamptz, interval, timestamptz),
   lease_lock(text), lease_blocker(text), lease_writers_terminate(text), lease_report_own(text[]),
-  lease_forget(), lease_keep(), fence(text, bigint), fence_set(text, bigint), fence_guard(), fence_guard_arguments(bytea), fence_refusals(oid),
+  lease_keep(), fence(text, bigint), fence_set(text, bigint), fence_guard(), fence_guard_arguments(bytea), fence_refusals(oid),
   table_family(regclass), protect_column_check(regclass, name, regtype[]),
   protect_table(regclass, text, name, name), unprotect_table(regclass) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION

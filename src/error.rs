@@ -488,8 +488,18 @@ pub fn lease_being_granted(resource: &str) -> Error {
         SqlState::LockNotAvailable,
         format!("lease \"{resource}\" is being granted"),
     )
-    .detail("A transaction that acquires it, or ends it, is still open.")
-    .hint("Try again: the lease is lost once that transaction has committed.")
+    .detail("A transaction that acquires, ends or renews it is still open.")
+    .hint("Try again: where that acquires or ends it, the lease is lost once it has committed.")
+}
+
+/// A grant that somebody changes or removes by hand.
+pub fn lease_kept(resource: &str) -> Error {
+    Error::new(
+        SqlState::NotReady,
+        format!("the row of lease \"{resource}\" stays as it is"),
+    )
+    .detail("Epochs grow from the last one; without it, tokens of before would pass again.")
+    .hint("End the lease with coord.lease_revoke.")
 }
 
 /// A lease that the claimant does not have, or has no more. An epoch of 0 stands for none.

@@ -2,7 +2,8 @@
 //! uses since PostgreSQL 8.1.
 //!
 //! A writer holds its leases in ROW SHARE mode until its transaction ends; a takeover takes ACCESS
-//! EXCLUSIVE, a release SHARE UPDATE EXCLUSIVE, which writers do not wait for. A transaction that
+//! EXCLUSIVE, a release SHARE UPDATE EXCLUSIVE, which writers do not wait for; so does, for a moment, who makes the
+//! entry of a lease in shared memory, and the worker that writes back its expiry. A transaction that
 //! writes under more than [`MOST_LEASES`] leases holds the lock of every lease in SHARE mode instead of
 //! more single ones; a takeover holds that one in ROW EXCLUSIVE mode.
 //!
@@ -35,7 +36,7 @@ const ORIGIN: u16 = 4;
 pub enum Mode {
     /// Of a lease: writes under it are in flight.
     Writer,
-    /// Of a lease: it is about to end, or to be renewed in the table.
+    /// Of a lease: it is about to end, or to be renewed in the table, or must not meanwhile.
     Change,
     /// Of a lease: it changes its holder. Of a queue: the place at its head.
     Takeover,

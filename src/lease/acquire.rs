@@ -452,8 +452,7 @@ fn take_over(wish: &Wish, leases: Leases) -> Result<Option<Grant>> {
         request: wish.request.id,
         ended: None,
     };
-    let known = found.as_ref().zip(row.as_ref());
-    let known = known.and_then(|(found, row)| found.known_to_all(row));
+    let known = found.as_ref().and_then(StoredLease::known);
     let pinned = memory::pin(key, known);
     let has_ended = before.is_none_or(|lease| lease.ended.is_some());
     // What an earlier takeover of this transaction has found in memory is no concern of this one.

@@ -19,7 +19,7 @@ use crate::heap::{self, Access};
 use crate::lock::{self, Lock, Mode};
 
 /// How many leases a process remembers the entries of.
-const MOST_KEYS: usize = 1_024;
+const MOST_KEYS: usize = 16_384;
 
 thread_local! {
     /// By resource, as the table had them when it was last asked.
@@ -55,9 +55,11 @@ fn is_current_by_memory(resource: &str, epoch: i64) -> bool {
     let key = KEYS.with_borrow(|keys| keys.get(resource).copied());
     // The extension may have been dropped and created again.
     let table = heap::relation_oid(c"lease").to_u32();
-    key.filter(|key| key.relation == table && !transaction::has_changed(*key))
-        .and_then(|key| memory::expires_at(key, epoch))
-        .is_some_and(|expires_at| grant::is_before_expiry(store::now(), expires_at))
+    key.filter(|key| key.relation == table).is_some_and(|key| {
+        let expires_at = memory::expires_at(key, epoch);
+        expires_at.is_some_and(|expires_at| grant::is_before_expiry(store::now(), expires_at))
+            && !transaction::has_changed(key)
+    })
 }
 
 fn admit_by_table(resource: &str, epoch: i64) -> Result<()> {

@@ -3,7 +3,7 @@
 //! What a grant is, the table says; when it expires, its entry. An entry has an epoch only while a committed grant of that
 //! epoch is the last one and has not been ended: whoever grants or ends a lease sees to that before its locks are
 //! released, and whoever makes an entry from the table keeps both out. So a writer, which keeps takeovers out, goes by
-//! the entry alone.
+//! the entry alone. That holds from when memory is opened for a table until it is opened for another one.
 //!
 //! The expiry and the mark of a takeover lie in one word, and whoever changes them does
 //! so by compare-and-swap: a takeover sets the mark while the lease is expired, and a renewal that comes
@@ -158,6 +158,17 @@ impl Entry {
             || ((self.to_write.load(Ordering::Acquire) == CLEAN || self.is_outdated())
                 && self.pins.load(Ordering::Acquire) == 0
                 && !self.word().is_taken())
+    }
+
+    /// Which of those that can be replaced stays longest.
+    pub fn worth(&self) -> i64 {
+        if self.is_of_database(0) {
+            i64::MIN
+        } else if self.is_outdated() {
+            -Word::LAST_EXPIRY
+        } else {
+            self.word().expires_at()
+        }
     }
 
     /// From here on it is the entry of this lease, without knowing anything of it.
@@ -358,6 +369,7 @@ pub struct Held {
 /// An expiry that the table does not know yet.
 pub struct Unwritten<'a> {
     pub lease_id: i64,
+    pub resource: u64,
     pub epoch: i64,
     pub expires_at: i64,
     pub ttl: i64,
@@ -400,6 +412,7 @@ impl Entry {
         let (word, epoch) = self.read();
         let unwritten = Unwritten {
             lease_id: self.lease_id.load(Ordering::Acquire),
+            resource: self.resource.load(Ordering::Acquire),
             epoch,
             expires_at: word.expires_at(),
             ttl: self.ttl.load(Ordering::Acquire),
@@ -630,6 +643,18 @@ mod tests {
         // The table knows more than an entry of a grant that has ended.
         entry.end(1);
         assert!(entry.can_be_replaced());
+    }
+
+    #[test]
+    fn what_expires_first_is_missed_the_least() {
+        let free = Entry::default();
+        let outdated = granted(1, 300, 10);
+        outdated.end(1);
+        let entries = [&granted(1, 200, 10), &free, &granted(1, 100, 10), &outdated];
+        let mut worths = entries.map(Entry::worth);
+        worths.sort_unstable();
+        let expected = [free.worth(), outdated.worth(), 100, 200];
+        assert_eq!(worths, expected);
     }
 
     #[test]

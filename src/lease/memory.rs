@@ -28,9 +28,11 @@ const MAX_DATABASES: usize = 64;
 #[repr(C)]
 struct Database {
     oid: AtomicU32,
-    /// The oid of the table of leases whose renewals may stay in memory, because it says so itself and a
-    /// crash would be noticed; 0 for none. DROP EXTENSION and CREATE EXTENSION make another table.
-    open_for: AtomicU32,
+    /// The oid of the table of leases that the entries are of; 0 for none. DROP EXTENSION and CREATE EXTENSION make
+    /// another table.
+    table: AtomicU32,
+    /// Renewals may stay in memory, because the table says so itself and a crash would be noticed.
+    is_open: AtomicBool,
     /// What the table says of the memory before this one: 0 until somebody has looked, 1 for closed, 2 for
     /// lost.
     predecessor: AtomicU8,
@@ -251,26 +253,33 @@ pub fn note_predecessor(predecessor: Predecessor) {
     }
 }
 
-/// Whether renewals of the leases of this table may stay in memory, and so whether entries are to be made.
+/// Whether renewals of the leases of this table may stay in memory.
 pub fn is_open(relation: u32) -> bool {
-    database().is_some_and(|here| here.open_for.load(Ordering::Acquire) == relation)
+    has_entries(relation) && database().is_some_and(|here| here.is_open.load(Ordering::Acquire))
 }
 
-/// The entries of this database, for its worker, which has the lock.
+/// Whether leases of this table have entries: since memory was opened for it the first time. They are kept right while
+/// it is closed, too.
+fn has_entries(relation: u32) -> bool {
+    database().is_some_and(|here| here.table.load(Ordering::Acquire) == relation)
+}
+
+/// The entries of this database, for whoever has the lock.
 fn own_entries() -> impl Iterator<Item = &'static Entry> {
     let database = own_database();
     let all = header().into_iter().flat_map(entries);
     all.filter(move |entry| entry.is_of_database(database))
 }
 
-/// From here on renewals stay in memory: the table says so. What is left of an earlier time counts no
-/// more, because renewals have gone to the table since.
+/// From here on renewals stay in memory: the table says so. What is left of another table counts no more.
 pub fn open(relation: u32) {
     let _alone = LOCK.exclusive();
     if let Some(here) = database() {
-        own_entries().for_each(Entry::outdate);
+        if here.table.swap(relation, Ordering::AcqRel) != relation {
+            own_entries().for_each(Entry::outdate);
+        }
         here.worker.store(own_latch(), Ordering::Release);
-        here.open_for.store(relation, Ordering::Release);
+        here.is_open.store(true, Ordering::Release);
     }
 }
 
@@ -282,11 +291,12 @@ pub fn forget() {
     }
 }
 
-/// From here on no renewal stays in memory: when this returns, none is under way.
+/// From here on no renewal stays in memory alone: when this returns, none is under way. Entries go on to say what they
+/// know, because the table does not know it yet.
 pub fn close() {
     let _alone = LOCK.exclusive();
     if let Some(here) = database() {
-        here.open_for.store(0, Ordering::Release);
+        here.is_open.store(false, Ordering::Release);
         here.worker.store(0, Ordering::Release);
     }
 }
@@ -301,10 +311,20 @@ fn find(key: Key) -> Option<&'static Entry> {
 pub fn expires_at(key: Key, epoch: i64) -> Option<i64> {
     header()?;
     let _shared = LOCK.share();
-    if !is_open(key.relation) {
+    if !has_entries(key.relation) {
         return None;
     }
     find(key)?.expiry_at(epoch)
+}
+
+/// Whether an entry is to be made for a grant, which stands: there is none, and there is a place.
+pub fn lacks(key: Key, epoch: i64) -> bool {
+    if header().is_none() {
+        return false;
+    }
+    let _shared = LOCK.share();
+    has_entries(key.relation)
+        && find(key).map_or_else(|| place(key).is_some(), |entry| !entry.is_current(epoch))
 }
 
 /// Moves the expiry of a lease that has an entry. None when it has none, or when renewals do not
@@ -315,6 +335,19 @@ pub fn renew(key: Key, epoch: i64, expires_at: i64, ttl: i64) -> Option<Renewal>
     if !is_open(key.relation) {
         return None;
     }
+    move_expiry(key, epoch, expires_at, ttl)
+}
+
+/// A renewal in the table has committed: allocates nothing and cannot fail.
+pub fn note_renewal(key: Key, epoch: i64, expires_at: i64, ttl: i64) {
+    if header().is_some() {
+        let _shared = LOCK.share();
+        move_expiry(key, epoch, expires_at, ttl);
+    }
+}
+
+/// Under the lock.
+fn move_expiry(key: Key, epoch: i64, expires_at: i64, ttl: i64) -> Option<Renewal> {
     let renewal = find(key)?.renew(epoch, expires_at, ttl);
     if renewal == (Renewal::Renewed { is_urgent: true }) {
         tell_worker(|here| &here.is_urgent);
@@ -354,19 +387,20 @@ impl Drop for Pinned {
 
 /// The entry of a lease, made if there is none. What the table knows corrects one that is of another epoch; where it
 /// knows of no grant, or of one that has ended, the entry must not say otherwise, and a new one says nothing. None when
-/// memory is not open or has no place. The caller keeps everybody else from changing the lease from before it looked at
-/// the table: an entry of an old look would be believed.
+/// there are no entries, or no place for one. The caller keeps everybody else from changing the lease from before it
+/// looked at the table: an entry of an old look would be believed.
 pub fn pin(key: Key, known: Option<Known>) -> Option<Pinned> {
     header()?;
     let is_right = |entry: &Entry| known.is_none_or(|known| entry.is_current(known.epoch));
     {
         let _shared = LOCK.share();
-        if !is_open(key.relation) {
+        if !has_entries(key.relation) {
             return None;
         }
         match find(key) {
             Some(entry) if is_right(entry) => return Some(Pinned::new(entry)),
-            None if !has_place(key) => return None,
+            // To ask before keeps a table that is full from stopping everybody.
+            None if place(key).is_none() => return None,
             _ => {}
         }
     }
@@ -380,25 +414,25 @@ pub fn pin(key: Key, known: Option<Known>) -> Option<Pinned> {
     Some(Pinned::new(entry))
 }
 
-/// Whether an entry could be made: to ask so first keeps a table that is full from stopping everybody.
-fn has_place(key: Key) -> bool {
-    let mut places = bucket(own_database(), key).iter();
-    places.any(Entry::can_be_replaced)
+/// Where an entry could be made: one that is free, or that is missed the least.
+fn place(key: Key) -> Option<&'static Entry> {
+    let places = bucket(own_database(), key).iter();
+    places
+        .filter(|entry| entry.can_be_replaced())
+        .min_by_key(|entry| entry.worth())
 }
 
 /// The entry of a lease, made without knowing anything of it if there is none. Under the lock, exclusively.
 fn find_or_make(key: Key) -> Option<&'static Entry> {
-    if !is_open(key.relation) {
+    if !has_entries(key.relation) {
         return None;
     }
     let known = find(key);
     if known.is_some() {
         return known;
     }
-    let database = own_database();
-    let mut places = bucket(database, key).iter();
-    let place = places.find(|entry| entry.can_be_replaced())?;
-    place.assign(database, key);
+    let place = place(key)?;
+    place.assign(own_database(), key);
     Some(place)
 }
 
@@ -437,7 +471,7 @@ pub struct Watching {
 pub fn watch(key: Key) -> Option<Watching> {
     header()?;
     let shared = LOCK.share();
-    let known = find(key).filter(|_| is_open(key.relation));
+    let known = find(key).filter(|_| has_entries(key.relation));
     drop(shared);
     let entry = match known {
         Some(entry) => entry,

@@ -21,7 +21,8 @@ use super::transaction::{self, Effect};
 use crate::error::{self, Error, bad_argument};
 use crate::heap::{self, Access, Latest};
 use crate::lock::{self, Lock};
-use crate::varlena::SqlResult;
+use crate::trigger::{Firing, Operation};
+use crate::varlena::{SqlResult, raise};
 
 /// A row of the composite type that a function is declared to return.
 struct CompositeRow(Vec<Option<pg_sys::Datum>>);
@@ -351,11 +352,6 @@ fn lease_expires_at(
 }
 
 #[pg_extern(sql = false)]
-fn lease_forget() {
-    transaction::at_commit(Effect::Emptied);
-}
-
-#[pg_extern(sql = false)]
 fn lease_lock(resource: &str) -> CompositeRow {
     let (high, low) = Lock::of_lease(resource).numbers();
     let numbers = [high, low].map(|number| pg_sys::Oid::from(number).into_datum());
@@ -372,6 +368,30 @@ fn fence_set(resource: &str, epoch: i64) -> SqlResult<()> {
     admission::admit(resource, epoch)?;
     transaction::set_token(resource, epoch);
     Ok(())
+}
+
+/// Entry point of the triggers that keep grants as they are.
+///
+/// # Safety
+/// Called by PostgreSQL as a trigger function.
+#[pg_guard]
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn lease_keep_wrapper(
+    fcinfo: pg_sys::FunctionCallInfo,
+) -> pg_sys::Datum {
+    // SAFETY: as the caller promises.
+    let firing = unsafe { Firing::new(fcinfo) };
+    if firing.operation() != Operation::Truncate {
+        raise(error::lease_kept(&Leases::resource_of(&firing)));
+    }
+    transaction::at_commit(Effect::Emptied);
+    firing.unchanged()
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn pg_finfo_lease_keep_wrapper() -> &'static pg_sys::Pg_finfo_record {
+    const RECORD: pg_sys::Pg_finfo_record = pg_sys::Pg_finfo_record { api_version: 1 };
+    &RECORD
 }
 
 /// The three arguments of a trigger of ours, null where it has none.

@@ -9,6 +9,7 @@ use super::report::{Elsewhere, Reported};
 use crate::error::Result;
 use crate::heap::{self, Access, Latest, Row, Table};
 use crate::lock::{self, Lock, Mode};
+use crate::trigger::Firing;
 use crate::{guc, node, roots};
 
 /// The lease clock, which a test may have set ahead or back.
@@ -51,6 +52,8 @@ pub struct StoredLease {
     pub lease: Lease,
     pub key: Key,
     stored: Stored,
+    /// Written by this transaction, which may never commit.
+    is_own: bool,
 }
 
 impl StoredLease {
@@ -76,45 +79,44 @@ impl StoredLease {
                 resource: lock::hash(values.get(column::RESOURCE).unwrap_or_default()),
             };
             let epoch = values.get(column::EPOCH).unwrap_or_default();
+            let is_own = row.is_own();
+            // Memory does not know yet what this transaction has done.
+            let by_memory = (!is_own).then(|| memory::expires_at(key, epoch)).flatten();
             Self {
                 lease: Lease {
                     holder: values.get(column::HOLDER).unwrap_or_default(),
                     epoch,
-                    expires_at: expires_at(key, epoch, stored),
+                    expires_at: by_memory.unwrap_or_else(|| expires_at_by_table(stored)),
                     request: request.map(|id| *id.as_bytes()),
                     ended,
                 },
                 key,
                 stored,
+                is_own,
             }
         }
     }
 
-    /// What an entry is to have of it, as its row says. A grant that has ended is in the table alone, and what this
-    /// transaction has written itself may never commit.
-    pub fn known_to_all(&self, row: &Row) -> Option<Known> {
-        (self.lease.ended.is_none() && !row.is_own()).then_some(Known {
+    /// What an entry is to have of it: a grant that has ended is in the table alone.
+    pub fn known(&self) -> Option<Known> {
+        (self.lease.ended.is_none() && !self.is_own).then_some(Known {
             epoch: self.lease.epoch,
             expires_at: self.lease.expires_at,
             ttl: self.stored.ttl,
         })
     }
-
-    fn lacks_entry(&self, row: &Row) -> bool {
-        self.known_to_all(row).is_some()
-            && memory::is_open(self.key.relation)
-            && memory::expires_at(self.key, self.lease.epoch).is_none()
-    }
 }
 
 /// When a lease expires: by shared memory if that has it, else by the table.
 pub fn expires_at(key: Key, epoch: i64, stored: Stored) -> i64 {
-    memory::expires_at(key, epoch).unwrap_or_else(|| {
-        if stored.memory == memory::since() {
-            return stored.expires_at;
-        }
-        stored.expiry(run())
-    })
+    memory::expires_at(key, epoch).unwrap_or_else(|| expires_at_by_table(stored))
+}
+
+fn expires_at_by_table(stored: Stored) -> i64 {
+    if stored.memory == memory::since() {
+        return stored.expires_at;
+    }
+    stored.expiry(run())
 }
 
 /// This run of shared memory, and how the one before it ended.
@@ -202,26 +204,22 @@ impl Leases {
     /// The last grant of a resource. It is given its entry in memory where that is missing, if there is a place and
     /// nobody else changes the lease, for which this waits up to so many milliseconds.
     pub fn load(&self, resource: &str, milliseconds: i64) -> Option<StoredLease> {
-        let seen = Latest::take();
-        let row = self.find_row(&seen, resource)?;
-        let found = StoredLease::read(&row);
+        let found = self.find(resource)?;
+        let is_missing = |known: Known| memory::lacks(found.key, known.epoch);
         let lock = Lock::of_lease(resource);
-        if !found.lacks_entry(&row) || !lock.take_within(Mode::Change, milliseconds) {
+        if !found.known().is_some_and(is_missing) || !lock.take_within(Mode::Change, milliseconds) {
             return Some(found);
         }
-        let found = self.make_entry(resource);
+        // What was found before counts no more.
+        let found = self.find(resource);
+        if let Some((key, known)) = found
+            .as_ref()
+            .and_then(|found| Some((found.key, found.known()?)))
+        {
+            memory::pin(key, Some(known));
+        }
         lock.release(Mode::Change);
         found
-    }
-
-    /// What was found before the lock was taken counts no more.
-    fn make_entry(&self, resource: &str) -> Option<StoredLease> {
-        let row = self.find_row(&Latest::take(), resource)?;
-        let found = StoredLease::read(&row);
-        if let Some(known) = found.known_to_all(&row) {
-            memory::pin(found.key, Some(known));
-        }
-        Some(found)
     }
 
     /// The row of a resource, to be replaced.
@@ -258,6 +256,13 @@ impl Leases {
         );
         found.sort();
         found
+    }
+
+    /// The resource of the row that a trigger of the table fires for.
+    pub fn resource_of(firing: &Firing) -> String {
+        let values = firing.values::<{ column::COUNT }>();
+        // SAFETY: the type is that of sql/lease.sql.
+        unsafe { values.get(column::RESOURCE) }.unwrap_or_default()
     }
 
     /// What a resource that was never granted is known by.

@@ -4,7 +4,7 @@ use pgrx::pg_sys;
 
 use super::grant::{self, Ended, Loss};
 use super::history::{self, Event};
-use super::memory::{self, Renewal};
+use super::memory::{self, Known, Renewal};
 use super::store::{self, Leases, StoredLease};
 use super::transaction::{self, Effect};
 use crate::error::{self, Error, Result};
@@ -78,14 +78,21 @@ pub fn renew(claim: Claim, ttl: i64) -> Outcome<i64> {
     }
 }
 
-/// How long a renewal waits for whoever has the lock of the lease, in milliseconds: an acquirer that only looks who
-/// holds it is done long before.
+/// How long a renewal waits for whoever has the lock of the lease, in milliseconds: who only looks who holds it, or
+/// makes its entry, is done long before.
 const LOOK: i64 = 3;
 
-/// Gives a lease its entry in memory. False when there is no place, or somebody is changing the lease.
+/// Gives a lease its entry in memory. False when there is no place, or the grant is of this transaction.
 fn load(claim: Claim) -> Outcome<bool> {
-    let found = Leases::open(Access::Read).load(claim.resource, LOOK);
+    // To the lock manager a writer that waits for more, while an acquirer waits for the writer, is a deadlock.
+    let is_writer = Lock::of_lease(claim.resource).is_held(Mode::Writer);
+    let patience = if is_writer { 0 } else { LOOK };
+    let found = Leases::open(Access::Read).load(claim.resource, patience);
     let found = check(found, claim)?;
+    let is_missing = |known: Known| memory::lacks(found.key, known.epoch);
+    if found.known().is_some_and(is_missing) {
+        return Err(Refusal::BeingGranted);
+    }
     Ok(memory::expires_at(found.key, claim.epoch).is_some())
 }
 

@@ -210,7 +210,7 @@ impl Effect {
                 expires_at,
                 ttl,
             } => {
-                memory::renew(key, epoch, expires_at, ttl);
+                memory::note_renewal(key, epoch, expires_at, ttl);
             }
         }
     }

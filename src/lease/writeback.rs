@@ -1,7 +1,7 @@
 //! What the worker of a database does for its leases: opens shared memory for renewals, writes back
 //! what the table does not know, tells changes of holder, and forgets old history.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ffi::{CStr, CString, c_char};
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use super::store;
 use crate::error::Result;
 use crate::guc;
 use crate::heap;
-use crate::lock::{Lock, Mode};
+use crate::lock::{self, Lock, Mode};
 use crate::process::force_sync_commit;
 use crate::spi::{Session, Value};
 
@@ -401,11 +401,19 @@ fn write(spi: &Session, unwritten: &[Unwritten]) -> HashSet<i64> {
         c"SELECT lease_id, resource FROM coord.lease WHERE lease_id = ANY ($1)",
         &[Value::Ints(&identifiers)],
     );
+    let hashes: HashMap<_, _> = unwritten
+        .iter()
+        .map(|lease| (lease.lease_id, lease.resource))
+        .collect();
     let mut held = HashSet::new();
     let mut locked = Vec::new();
     for row in 0..named.len() {
         let resource = named.get::<String>(row, 1).unwrap_or_default();
         let lease_id = named.get::<i64>(row, 0).unwrap_or_default();
+        // The number may be that of another resource by now.
+        if hashes.get(&lease_id) != Some(&lock::hash(&resource)) {
+            continue;
+        }
         if Lock::of_lease(&resource).try_take(Mode::Change) {
             locked.push(lease_id);
         } else {

@@ -257,20 +257,35 @@ $mesh->wait_for('a', sprintf($ttl, 'row in use'), '01:00:00', 'after its rollbac
 # ---- the worker is another one while a change of a lease is in flight
 
 $mesh->sql('a', acquire('in flight', 'a', '10 min'));
+$mesh->sql('a', ahead(300) . renew('in flight', 'a', 1, '10 min'));
 $session = session($mesh->node('a'));
 answer($session, q{BEGIN; SELECT coord.lease_release('in flight', 'a', 1);});
 $mesh->sql('a', "SELECT pg_terminate_backend($worker)");
 $mesh->wait_for('a', "SELECT coord.lease_memory_is_open() AND pid <> $worker FROM pg_stat_activity WHERE backend_type = 'pg_test worker'");
 answer($session, 'ROLLBACK;');
 $session->quit;
+is($mesh->sql('a', ahead(700) . q{SELECT holder FROM coord.lease_current('in flight')}), 'a', 'a lease whose release rolled back is held as long as it was renewed, also under another worker');
 my $is_timed_out;
 $mesh->node('a')->psql('postgres', renew('in flight', 'a', 1, '10 min'), timeout => 20, timed_out => \$is_timed_out);
-ok(!$is_timed_out, 'a lease whose release rolled back under another worker can be renewed');
+ok(!$is_timed_out, 'and can be renewed');
 # It can neither be cancelled nor terminated.
 if ($is_timed_out)
 {
 	crash($_) foreach $mesh->sql('a', q{SELECT pid FROM pg_stat_activity WHERE query LIKE '%lease_renew(''in flight''%' AND pid <> pg_backend_pid()});
 }
+
+# What was renewed is held while it is being written back.
+$mesh->sql('a', acquire('closing', 'a', '10 min'));
+$mesh->sql('a', ahead(300) . renew('closing', 'a', 1, '10 min'));
+my $reader = session($mesh->node('a'));
+answer($reader, 'BEGIN; LOCK TABLE coord.lease IN SHARE MODE;');
+$mesh->sql('a', q{SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'pg_test worker'});
+$mesh->wait_for('a', 'SELECT coord.lease_memory_is_open()', 'f');
+is($mesh->sql('a', ahead(700) . q{SELECT holder FROM coord.lease_current('closing')}), 'a', 'a lease is held while an ending worker writes back');
+answer($reader, 'ROLLBACK;');
+$reader->quit;
+wait_for_memory('a');
+is($mesh->sql('a', ahead(700) . q{SELECT holder FROM coord.lease_current('closing')}), 'a', 'and when another worker has begun');
 
 # A renewal of what its own transaction was granted: memory is closed when it commits, and opened after.
 my $own = session($mesh->node('a'));

@@ -143,6 +143,7 @@ impl<const CLIENTS: usize> HandOver<CLIENTS> {
 const NO_STALE_WRITE: &str = "after the grant of an epoch no write under a smaller one commits";
 const EPOCHS_GROW: &str = "every committed epoch is above all before it";
 const ONE_HOLDER: &str = "no two clients have been told that they hold the lease now";
+const ENTRIES_ARE_TRUE: &str = "an entry with an epoch is of the grant that stands, but for a commit that memory is about to be told";
 const NO_WRITE_AFTER_END: &str = "after the end of a grant nothing more is written under it";
 const OWN_WRITES: &str = "a write under an epoch is of the client that was granted it";
 
@@ -199,6 +200,18 @@ impl<const CLIENTS: usize> Model for HandOver<CLIENTS> {
             }),
             Property::always(OWN_WRITES, |_, state: &Self::State| {
                 state.broken != Some(Broken::WriteOfAnother)
+            }),
+            Property::always(ENTRIES_ARE_TRUE, |_, state: &Self::State| {
+                let mut clients = state.clients.iter();
+                let stands = |epoch| {
+                    let row = state.row.filter(|row| row.epoch == epoch);
+                    row.is_some_and(|row| row.ended.is_none())
+                };
+                state.entry.is_none_or(|entry| {
+                    entry.epoch == 0
+                        || stands(entry.epoch)
+                        || clients.any(|client| is_at(client, Step::Committed))
+                })
             }),
             Property::always(NO_WRITE_AFTER_END, |_, state: &Self::State| {
                 state.broken != Some(Broken::WriteAfterEnd)

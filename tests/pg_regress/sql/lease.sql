@@ -287,7 +287,13 @@ VACUUM (FREEZE) lease;
 SELECT epoch FROM lease_acquire('third', 'a', '30 s');
 SELECT ctid = :'place' AS is_there FROM lease WHERE resource = 'third';
 SELECT lease_current('undone') IS NULL AS is_undone;
--- Emptied, the table begins anew, and memory with it.
+-- Emptied, the table begins anew, and memory with it, once that commits.
+SELECT fence('second', 1);
+BEGIN;
+TRUNCATE lease;
+SAVEPOINT s;
+SELECT fence('second', 1);
+ROLLBACK;
 SELECT fence('second', 1);
 TRUNCATE lease;
 SELECT fence('second', 1);
