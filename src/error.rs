@@ -482,7 +482,7 @@ pub fn lease_busy(resource: &str, detail: impl Into<String>, hint: &str) -> Erro
     .hint(hint)
 }
 
-/// A renewal of an expired lease that another transaction is being granted.
+/// A renewal of a lease that an open transaction may be about to change.
 pub fn lease_being_granted(resource: &str) -> Error {
     Error::new(
         SqlState::LockNotAvailable,

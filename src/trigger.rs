@@ -16,6 +16,33 @@ pub enum Operation {
     Truncate,
 }
 
+/// What PostgreSQL needs to call a trigger function in C: the function by its name, which hands the firing to `run`, and
+/// the record that says how it is called.
+macro_rules! trigger_function {
+    ($name:ident, $record:ident, $run:expr) => {
+        /// Entry point of a trigger.
+        ///
+        /// # Safety
+        /// Called by PostgreSQL as a trigger function.
+        #[pgrx::pg_guard]
+        #[unsafe(no_mangle)]
+        pub unsafe extern "C-unwind" fn $name(
+            fcinfo: pgrx::pg_sys::FunctionCallInfo,
+        ) -> pgrx::pg_sys::Datum {
+            // SAFETY: as the caller promises.
+            $run(&unsafe { $crate::trigger::Firing::new(fcinfo) })
+        }
+
+        #[unsafe(no_mangle)]
+        pub extern "C" fn $record() -> &'static pgrx::pg_sys::Pg_finfo_record {
+            const RECORD: pgrx::pg_sys::Pg_finfo_record =
+                pgrx::pg_sys::Pg_finfo_record { api_version: 1 };
+            &RECORD
+        }
+    };
+}
+pub(crate) use trigger_function;
+
 /// One firing of a trigger.
 pub struct Firing<'a> {
     data: &'a pg_sys::TriggerData,

@@ -13,7 +13,7 @@ use pgrx::prelude::*;
 use super::record;
 use crate::crdt::digest::{self, DIGEST_BYTES, Digest};
 use crate::heap::{Access, Table};
-use crate::trigger::{Firing, Operation};
+use crate::trigger::{Firing, Operation, trigger_function};
 
 const DOMAIN: &[u8] = b"pg_test fold 1";
 const ZERO: Digest = [0; DIGEST_BYTES];
@@ -24,29 +24,20 @@ thread_local! {
     static CHANGE: Cell<Digest> = const { Cell::new(ZERO) };
 }
 
-/// Entry point of the triggers.
-///
-/// # Safety
-/// Called by PostgreSQL as a trigger function.
-#[pg_guard]
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn fold_digest_wrapper(
-    fcinfo: pg_sys::FunctionCallInfo,
-) -> pg_sys::Datum {
-    // SAFETY: as the caller promises.
-    let firing = unsafe { Firing::new(fcinfo) };
+trigger_function!(
+    fold_digest_wrapper,
+    pg_finfo_fold_digest_wrapper,
+    fold_digest
+);
+
+/// The triggers `fold_digest_begin`, `fold_digest_row` and `fold_digest_end`.
+fn fold_digest(firing: &Firing) -> pg_sys::Datum {
     match (firing.is_for_row(), firing.is_before()) {
-        (true, _) => CHANGE.set(changed(&firing, CHANGE.get())),
+        (true, _) => CHANGE.set(changed(firing, CHANGE.get())),
         (false, true) => CHANGE.set(ZERO),
         (false, false) => store(CHANGE.replace(ZERO)),
     }
     firing.unchanged()
-}
-
-#[unsafe(no_mangle)]
-pub extern "C" fn pg_finfo_fold_digest_wrapper() -> &'static pg_sys::Pg_finfo_record {
-    const RECORD: pg_sys::Pg_finfo_record = pg_sys::Pg_finfo_record { api_version: 1 };
-    &RECORD
 }
 
 fn changed(firing: &Firing, before: Digest) -> Digest {

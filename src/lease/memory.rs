@@ -363,8 +363,13 @@ pub fn end(key: Key, epoch: i64) {
     let _shared = LOCK.share();
     if let Some(entry) = find(key) {
         entry.end(epoch);
-        set_latch(entry.waiter());
+        wake(entry);
     }
+}
+
+/// Whoever waits for the lease is to look again.
+fn wake(entry: &Entry) {
+    set_latch(entry.waiter());
 }
 
 /// An entry that stays until this is dropped.
@@ -446,17 +451,13 @@ impl Pinned {
     /// The takeover has committed: allocates nothing and cannot fail.
     pub fn grant(&self, epoch: i64, expires_at: i64, ttl: i64) {
         self.entry.grant(epoch, expires_at, ttl);
-        self.wake();
+        wake(self.entry);
     }
 
     /// The takeover was rolled back.
     pub fn give_back(&self) {
         self.entry.give_back();
-        self.wake();
-    }
-
-    fn wake(&self) {
-        set_latch(self.entry.waiter());
+        wake(self.entry);
     }
 }
 

@@ -14,7 +14,7 @@ use super::{admission, transaction};
 use crate::error::{self, Result};
 use crate::is_preloaded;
 use crate::process::own_database;
-use crate::trigger::{Firing, Operation};
+use crate::trigger::{Firing, Operation, trigger_function};
 use crate::varlena::raise;
 
 /// What a table is protected by: arguments of its triggers. Empty stands for none.
@@ -38,17 +38,13 @@ impl<'a> Protection<'a> {
     }
 }
 
-/// Entry point of the triggers.
-///
-/// # Safety
-/// Called by PostgreSQL as a trigger function.
-#[pg_guard]
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn fence_guard_wrapper(
-    fcinfo: pg_sys::FunctionCallInfo,
-) -> pg_sys::Datum {
-    // SAFETY: as the caller promises.
-    let firing = unsafe { Firing::new(fcinfo) };
+trigger_function!(
+    fence_guard_wrapper,
+    pg_finfo_fence_guard_wrapper,
+    fence_guard
+);
+
+fn fence_guard(firing: &Firing) -> pg_sys::Datum {
     let write = Write { firing };
     if let Err(refusal) = write.check() {
         count_refusal(write.firing.table_oid());
@@ -57,15 +53,9 @@ pub unsafe extern "C-unwind" fn fence_guard_wrapper(
     write.firing.unchanged()
 }
 
-#[unsafe(no_mangle)]
-pub extern "C" fn pg_finfo_fence_guard_wrapper() -> &'static pg_sys::Pg_finfo_record {
-    const RECORD: pg_sys::Pg_finfo_record = pg_sys::Pg_finfo_record { api_version: 1 };
-    &RECORD
-}
-
 /// A write to a protected table, as its trigger is told of it.
 struct Write<'a> {
-    firing: Firing<'a>,
+    firing: &'a Firing<'a>,
 }
 
 impl Write<'_> {

@@ -13,15 +13,15 @@ use pgrx::{IntoDatum, JsonB, Uuid, pg_sys};
 use super::acquire::{self, Answer, Grant, Wish};
 use super::admission;
 use super::grant::{self, Request};
-use super::memory::{self, Key};
+use super::memory;
 use super::protection::{self, Protection};
 use super::store::{self, Leases};
 use super::tenure::{self, Claim};
 use super::transaction::{self, Effect};
 use crate::error::{self, Error, bad_argument};
 use crate::heap::{self, Access, Latest};
-use crate::lock::{self, Lock};
-use crate::trigger::{Firing, Operation};
+use crate::lock::Lock;
+use crate::trigger::{Firing, Operation, trigger_function};
 use crate::varlena::{SqlResult, raise};
 
 /// A row of the composite type that a function is declared to return.
@@ -338,11 +338,7 @@ fn lease_expires_at(
     ttl: Interval,
     memory: TimestampWithTimeZone,
 ) -> SqlResult<Moment> {
-    let key = Key {
-        relation: heap::relation_oid(c"lease").to_u32(),
-        lease_id,
-        resource: lock::hash(resource),
-    };
+    let key = store::key(heap::relation_oid(c"lease").to_u32(), lease_id, resource);
     let stored = grant::Stored {
         expires_at: expires_at.into_inner(),
         ttl: microseconds(&ttl)?,
@@ -370,28 +366,15 @@ fn fence_set(resource: &str, epoch: i64) -> SqlResult<()> {
     Ok(())
 }
 
-/// Entry point of the triggers that keep grants as they are.
-///
-/// # Safety
-/// Called by PostgreSQL as a trigger function.
-#[pg_guard]
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn lease_keep_wrapper(
-    fcinfo: pg_sys::FunctionCallInfo,
-) -> pg_sys::Datum {
-    // SAFETY: as the caller promises.
-    let firing = unsafe { Firing::new(fcinfo) };
+trigger_function!(lease_keep_wrapper, pg_finfo_lease_keep_wrapper, lease_keep);
+
+/// The triggers that keep grants as they are.
+fn lease_keep(firing: &Firing) -> pg_sys::Datum {
     if firing.operation() != Operation::Truncate {
-        raise(error::lease_kept(&Leases::resource_of(&firing)));
+        raise(error::lease_kept(&Leases::resource_of(firing)));
     }
     transaction::at_commit(Effect::Emptied);
     firing.unchanged()
-}
-
-#[unsafe(no_mangle)]
-pub extern "C" fn pg_finfo_lease_keep_wrapper() -> &'static pg_sys::Pg_finfo_record {
-    const RECORD: pg_sys::Pg_finfo_record = pg_sys::Pg_finfo_record { api_version: 1 };
-    &RECORD
 }
 
 /// The three arguments of a trigger of ours, null where it has none.

@@ -29,6 +29,15 @@ fn interval(microseconds: i64) -> Option<pg_sys::Datum> {
     Some(pg_sys::Datum::from(interval.into_pg()))
 }
 
+/// What the entry of a lease is found by.
+pub fn key(relation: u32, lease_id: i64, resource: &str) -> Key {
+    Key {
+        relation,
+        lease_id,
+        resource: lock::hash(resource),
+    }
+}
+
 /// Columns of `coord.lease`, from 0.
 mod column {
     pub const LEASE_ID: usize = 0;
@@ -73,11 +82,11 @@ impl StoredLease {
                 _ => Ended::Revoked,
             });
             let request = values.get::<pgrx::Uuid>(column::REQUEST_ID);
-            let key = Key {
-                relation: row.table_oid(),
-                lease_id: values.get(column::LEASE_ID).unwrap_or_default(),
-                resource: lock::hash(values.get(column::RESOURCE).unwrap_or_default()),
-            };
+            let key = key(
+                row.table_oid(),
+                values.get(column::LEASE_ID).unwrap_or_default(),
+                values.get(column::RESOURCE).unwrap_or_default(),
+            );
             let epoch = values.get(column::EPOCH).unwrap_or_default();
             let is_own = row.is_own();
             // Memory does not know yet what this transaction has done.
@@ -267,11 +276,8 @@ impl Leases {
 
     /// What a resource that was never granted is known by.
     pub fn new_key(&self, resource: &str) -> Key {
-        Key {
-            relation: self.table.oid(),
-            lease_id: heap::next_number(heap::relation_oid(c"lease_lease_id_seq")),
-            resource: lock::hash(resource),
-        }
+        let lease_id = heap::next_number(heap::relation_oid(c"lease_lease_id_seq"));
+        key(self.table.oid(), lease_id, resource)
     }
 
     /// Stores a grant in place of the last one. The caller holds the lease for a takeover, and has since

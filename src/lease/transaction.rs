@@ -100,19 +100,25 @@ pub fn token(resource: &str) -> Option<i64> {
     with_current(|current| current.tokens.get(resource))
 }
 
+fn has_effect(is_it: impl Fn(&Effect) -> bool) -> bool {
+    with_current(|current| current.effects.values().any(is_it))
+}
+
 /// Whether this transaction itself was granted the lease at this epoch.
 pub fn has_granted(lease: Key, at: i64) -> bool {
-    with_current(|current| {
-        let mut effects = current.effects.values();
-        effects.any(|effect| {
-            matches!(effect, Effect::Granted { key, epoch, .. } if (*key, *epoch) == (lease, at))
-        })
-    })
+    has_effect(
+        |effect| matches!(effect, Effect::Granted { key, epoch, .. } if (*key, *epoch) == (lease, at)),
+    )
+}
+
+/// Whether this transaction has taken the lease over already.
+pub fn has_taken(lease: Key) -> bool {
+    has_effect(|effect| matches!(effect, Effect::Granted { key, .. } if *key == lease))
 }
 
 /// Whether this transaction has changed the lease, of which shared memory does not know yet.
 pub fn has_changed(lease: Key) -> bool {
-    with_current(|current| current.effects.values().any(|effect| effect.is_of(lease)))
+    has_effect(|effect| effect.is_of(lease))
 }
 
 /// The lock of one more lease is held, to write under it.
@@ -122,14 +128,6 @@ pub fn count_locked() {
 
 pub fn locked() -> usize {
     with_current(|current| current.locked.values().count())
-}
-
-/// Whether this transaction has taken the lease over already.
-pub fn has_taken(lease: Key) -> bool {
-    with_current(|current| {
-        let mut effects = current.effects.values();
-        effects.any(|effect| matches!(effect, Effect::Granted { key, .. } if *key == lease))
-    })
 }
 
 /// Whether this is the first lease that the transaction acquires or tries to.

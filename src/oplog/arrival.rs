@@ -2,7 +2,6 @@
 //! one, so that what an operation takes here bounds how many a second all other nodes can append.
 
 use pgrx::pg_sys;
-use pgrx::prelude::*;
 
 use super::admission::{self, Admission, Arrival, Known, Refusal};
 use super::op::Content;
@@ -17,7 +16,7 @@ use crate::is_preloaded;
 use crate::lock::{Lock, Mode};
 use crate::spi::{self, Value};
 use crate::stream;
-use crate::trigger::Firing;
+use crate::trigger::{Firing, trigger_function};
 use crate::varlena::{Flat, raise};
 
 /// Columns of `coord.op`, from 0.
@@ -68,33 +67,20 @@ impl<'a> Op<'a> {
     }
 }
 
-/// Entry point of the trigger `op_admit`.
-///
-/// # Safety
-/// Called by PostgreSQL as a trigger function.
-#[pg_guard]
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn op_admit_wrapper(
-    fcinfo: pg_sys::FunctionCallInfo,
-) -> pg_sys::Datum {
-    // SAFETY: as the caller promises.
-    let firing = unsafe { Firing::new(fcinfo) };
-    match admit(&firing) {
+trigger_function!(op_admit_wrapper, pg_finfo_op_admit_wrapper, op_admit);
+
+/// The trigger `op_admit`.
+fn op_admit(firing: &Firing) -> pg_sys::Datum {
+    match admit(firing) {
         // SAFETY: the column is an xid8.
         Ok(Admission::Admitted) => unsafe { firing.with_value(column::LOCAL_XID, own_xid()) },
         Ok(Admission::Repeated) => Firing::nothing(),
         Ok(Admission::Refused(refusal)) => {
-            refuse(&firing, &refusal);
+            refuse(firing, &refusal);
             Firing::nothing()
         }
         Err(error) => raise(error),
     }
-}
-
-#[unsafe(no_mangle)]
-pub extern "C" fn pg_finfo_op_admit_wrapper() -> &'static pg_sys::Pg_finfo_record {
-    const RECORD: pg_sys::Pg_finfo_record = pg_sys::Pg_finfo_record { api_version: 1 };
-    &RECORD
 }
 
 /// The transaction that brings an operation here.
@@ -195,31 +181,22 @@ fn refuse(firing: &Firing, refusal: &Refusal) {
     });
 }
 
-/// Entry point of the trigger `op_fold_turn`.
-///
-/// # Safety
-/// Called by PostgreSQL as a trigger function.
-#[pg_guard]
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn op_fold_turn_wrapper(
-    fcinfo: pg_sys::FunctionCallInfo,
-) -> pg_sys::Datum {
-    // SAFETY: as the caller promises.
-    let firing = unsafe { Firing::new(fcinfo) };
+trigger_function!(
+    op_fold_turn_wrapper,
+    pg_finfo_op_fold_turn_wrapper,
+    op_fold_turn
+);
+
+/// The trigger `op_fold_turn`.
+fn op_fold_turn(firing: &Firing) -> pg_sys::Datum {
     let values = firing.values();
     if let Some(op) = Op::read(&values).filter(|op| !waits(op)) {
         match Turns::open() {
             Some(turns) => fold_turn(&turns, &op),
-            None => fold_by_statements(&firing),
+            None => fold_by_statements(firing),
         }
     }
     Firing::nothing()
-}
-
-#[unsafe(no_mangle)]
-pub extern "C" fn pg_finfo_op_fold_turn_wrapper() -> &'static pg_sys::Pg_finfo_record {
-    const RECORD: pg_sys::Pg_finfo_record = pg_sys::Pg_finfo_record { api_version: 1 };
-    &RECORD
 }
 
 /// Whether it is to be folded later, because somebody holds the table that it folds into.
